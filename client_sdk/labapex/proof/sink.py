@@ -1,0 +1,15 @@
+"""Where the recorder puts what it sees. In a trainer the other end is the supervisor; in a test it is a list."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from labapex.protocol.records import Leaf
+
+
+class Sink(Protocol):
+    def iteration(self, step: int, loss: float, at: float) -> None:
+        """Iteration `step` (from 0) is complete; `loss` may be NaN or infinite; `at` is Unix time in seconds."""
+
+    def leaf(self, leaf: Leaf) -> None:
+        """The state after `leaf.step` iterations is committed and lies in `states/<leaf.index>.safetensors`."""

@@ -1,0 +1,79 @@
+"""What a frame carries once it is opened: losses, samples, console, leaves. Columns are little-endian float64."""
+
+from __future__ import annotations
+
+import struct
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from labapex.errors import MalformedInput
+from labapex.protocol.canonical import Digest, Message, digest
+
+MAX_RECORDS = 4096
+MAX_CONSOLE = 64 * 1024
+
+
+class Sample(Message):
+    """One reading of the device that trains. On a host without an NVIDIA driver it is the CPU's, and says so."""
+
+    at: float = Field(ge=0)  # Unix time, seconds
+    source: Literal["nvml", "cpu"]
+    device: str = Field(max_length=200)
+    utilisation: float = Field(ge=0, le=100)  # percent
+    memory: int = Field(ge=0)  # bytes in use
+    memory_total: int = Field(ge=0)  # bytes
+
+
+class Leaf(Message):
+    """The commitment to the whole state after `step` iterations, and to what happened since the leaf before it."""
+
+    index: int = Field(ge=0)
+    step: int = Field(ge=0)
+    state: Digest  # Merkle root over the state's entries
+    size: int = Field(ge=0)  # bytes of the state file
+    update_norm: float | None = Field(ge=0, allow_inf_nan=False)  # l2 norm of the parameters' change: a claim; None: not finite
+    batches: Digest  # of the batch index digests since the last leaf
+    losses: Digest  # SHA-256 over the float64 losses since the last leaf
+    prev: Digest  # digest of the leaf before; of the contract for the first
+
+    def digest(self) -> str:
+        return digest(self)
+
+
+class Console(Message):
+    stream: Literal["stdout", "stderr"]
+    text: str = Field(max_length=MAX_CONSOLE)
+
+
+class FrameBody(Message):
+    """The plaintext of one frame. `losses` and `times` are columns of equal length, one row an iteration."""
+
+    losses: bytes = b""
+    times: bytes = b""
+    samples: tuple[Sample, ...] = Field(default=(), max_length=256)
+    console: tuple[Console, ...] = Field(default=(), max_length=256)
+    leaves: tuple[Leaf, ...] = Field(default=(), max_length=256)
+
+    @field_validator("losses", "times")
+    @classmethod
+    def _column(cls, value: bytes) -> bytes:
+        if len(value) % 8 or len(value) > 8 * MAX_RECORDS:
+            raise ValueError(f"must be a column of at most {MAX_RECORDS} float64")
+        return value
+
+    def count(self) -> int:
+        """The number of loss records. Raises `MalformedInput` where the columns differ in length."""
+        if len(self.losses) != len(self.times):
+            raise MalformedInput("a frame's loss and time columns differ in length")
+        return len(self.losses) // 8
+
+
+def column(values: list[float]) -> bytes:
+    """A list of floats as little-endian float64."""
+    return struct.pack(f"<{len(values)}d", *values)
+
+
+def uncolumn(data: bytes) -> list[float]:
+    """The floats of a little-endian float64 column."""
+    return list(struct.unpack(f"<{len(data) // 8}d", data))

@@ -1,0 +1,113 @@
+"""What a client asks for: `labapex.yaml` is a `JobSpec`, field for field."""
+
+from __future__ import annotations
+
+import difflib
+from decimal import Decimal
+from pathlib import PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator
+
+from labapex.errors import UsageError
+from labapex.protocol.canonical import Digest, Message, explain
+
+CREDIT = 1_000_000
+"""Micro-credits in a credit. Every amount on the wire and in the ledger is an integer of micro-credits."""
+
+MAX_FILES = 4096
+MAX_CODE_BYTES = 16 * 2**20
+MAX_PATH_LENGTH = 400
+
+
+def relative_path(text: str) -> str:
+    """A path inside the bundle: relative, POSIX, without `..`. Raises `ValueError`."""
+    path = PurePosixPath(text)
+    if not text or len(text) > MAX_PATH_LENGTH or path.is_absolute() or ".." in path.parts or "\\" in text:
+        raise ValueError("must be a relative path inside the job's folder, with '/' and without '..'")
+    if str(path) != text or any(ord(c) < 32 for c in text):
+        raise ValueError(f"must be written in its plain form, for example {str(path)!r}")
+    return text
+
+
+BundlePath = Annotated[str, BeforeValidator(relative_path)]
+
+
+def micro_credits(value: Any) -> Any:
+    """Credits as written by people ("2.5") to micro-credits; raises `ValueError` for a fraction below one millionth."""
+    try:
+        amount = Decimal(str(value)) * CREDIT
+    except ArithmeticError:
+        raise ValueError("must be a number of credits, for example 2.5") from None
+    if not amount.is_finite() or amount != amount.to_integral_value():
+        raise ValueError("must be a finite number of credits with at most six decimals")
+    return amount
+
+
+class JobSpec(Message):
+    """A training job as its client describes it. Every field has a default but `script`, `epochs` and `budget`."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True)] = "job"
+    script: BundlePath
+    args: tuple[Annotated[str, StringConstraints(max_length=4096)], ...] = Field(default=(), max_length=256)
+    data: BundlePath | None = None
+    epochs: int = Field(ge=1, le=100_000)
+    iterations_per_epoch: int | None = Field(default=None, ge=1, le=100_000_000)
+    checkpoint_every: int = Field(default=10, ge=1, le=1_000_000)
+    budget: Decimal = Field(gt=0, le=1_000_000_000)
+    threads: int = Field(default=1, ge=1, le=256)
+    audit_segments: int = Field(default=4, ge=1, le=1000)
+    top_q: int = Field(default=1, ge=0, le=100)
+
+    @field_validator("budget")
+    @classmethod
+    def _whole_micro_credits(cls, value: Decimal) -> Decimal:
+        micro_credits(value)
+        return value
+
+    @field_validator("script")
+    @classmethod
+    def _python(cls, value: str) -> str:
+        if not value.endswith(".py"):
+            raise ValueError("must be a Python file, for example train.py")
+        return value
+
+    @property
+    def budget_micro(self) -> int:
+        """The budget in micro-credits."""
+        return int(self.budget * CREDIT)
+
+    def arguments(self) -> list[str]:
+        """The script's arguments with `{epochs}` filled in."""
+        return [arg.replace("{epochs}", str(self.epochs)) for arg in self.args]
+
+
+def parse_spec(document: Any) -> JobSpec:
+    """A `JobSpec` from a loaded YAML or JSON document; raises `UsageError` with the right spelling."""
+    if not isinstance(document, dict):
+        raise UsageError("labapex.yaml must be a mapping of fields, for example 'script: train.py'")
+    known = set(JobSpec.model_fields)
+    for key in document:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else f"; known fields: {', '.join(sorted(known))}"
+            raise UsageError(f"unknown field '{key}'{hint}")
+    try:
+        return JobSpec.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(explain(error)) from None
+
+
+class Part(Message):
+    """One uploaded file of a job: where it lies in the bundle and which bytes it has."""
+
+    path: BundlePath
+    digest: Digest
+    size: int = Field(ge=0, le=2**40)
+
+
+class Bundle(Message):
+    """All files of a job. Paths of data files begin with the spec's `data` folder; order is by path."""
+
+    code: tuple[Part, ...] = Field(min_length=1, max_length=MAX_FILES)
+    data: tuple[Part, ...] = Field(default=(), max_length=MAX_FILES)
