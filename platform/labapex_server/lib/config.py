@@ -1,0 +1,116 @@
+"""Every setting of the platform in one typed place, read from the environment with the prefix `LABAPEX_`.
+
+With none set, the platform is complete on one machine: SQLite, Celery inside the process, files under `var/platform`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from labapex.errors import UsageError
+from labapex.protocol.spec import CREDIT, MAX_CODE_BYTES
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Config(BaseSettings):
+    """Paths are absolute; times are seconds; sizes are bytes; money is micro-credits."""
+
+    model_config = SettingsConfigDict(env_prefix="LABAPEX_", extra="ignore")
+
+    home: Path = ROOT / "var" / "platform"  # keys, blobs, opened states, SQLite
+    debug: bool = False
+    public_url: str = "http://127.0.0.1:8000"
+    allowed_hosts: tuple[str, ...] = ()  # besides the public URL's host and this machine's loopback names
+    database_url: str = ""  # postgresql://user:password@host:port/name; empty: SQLite under `home`
+    broker_url: str = "memory://"  # or redis://.., amqp://..
+    channel_url: str | None = None  # redis://..; None: within the process
+
+    # what a client may hand in
+    data_limit_bytes: int = 2 * 2**30
+    blob_limit_bytes: int = 2 * 2**30
+    code_limit_bytes: int = MAX_CODE_BYTES
+    result_limit_bytes: int = 4 * 2**30
+
+    # workers
+    heartbeat_seconds: float = 5
+    lease_seconds: float = 30  # of silence after which a lease is over
+    lease_limit_seconds: float = 7 * 24 * 3600  # how long a manifest is valid
+    opening_seconds: float = 600  # from challenge to the last opened state
+    enrolment_seconds: float = 900
+    max_attempts: int = 5
+    reference_price_per_hour: int = CREDIT  # for the estimate before a worker is known
+    starting_credit: int = 1000 * CREDIT  # of the first-run login
+
+    # the pipeline
+    sweep_seconds: float = 2
+    claim_seconds: float = 60
+    pipeline_threads: int = 2
+
+    # running foreign code
+    runner_dir: Path = ROOT / "build" / "runner"
+    runner_command: tuple[str, ...] = ()  # instead of `runner_dir/runner`: the program that plays the runner in tests
+    site_packages: str = ""  # where the runner finds torch; empty: this interpreter's
+    preflight_seconds: float = 900
+    replay_seconds: float = 3600
+    child_memory_bytes: int | None = 16 * 2**30
+    child_processes: int | None = 512
+    child_file_bytes: int | None = 8 * 2**30
+    pev_percent: float = Field(default=10, gt=0, le=100)
+
+    # doors
+    login_rate: str = "10/min"
+    page_size: int = 50
+
+    def database(self) -> dict[str, Any]:
+        """Django's description of the database. Raises `UsageError` for a URL that it does not know."""
+        if not self.database_url or self.database_url.startswith("sqlite"):
+            path = self.database_url.removeprefix("sqlite:///") if self.database_url else ""
+            return {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": path or str(self.home / "platform.sqlite3"),
+                "OPTIONS": {
+                    # A transaction takes the write lock when it begins: it waits for its turn and never fails half-way.
+                    "transaction_mode": "IMMEDIATE",
+                    "timeout": 30,
+                    "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;",
+                },
+            }
+        url = urlsplit(self.database_url)
+        if url.scheme not in {"postgresql", "postgres"}:
+            raise UsageError("LABAPEX_DATABASE_URL must begin with postgresql:// or sqlite:///")
+        return {
+            "ENGINE": "django.db.backends.postgresql",
+            "NAME": url.path.lstrip("/"),
+            "USER": unquote(url.username or ""),
+            "PASSWORD": unquote(url.password or ""),
+            "HOST": url.hostname or "",
+            "PORT": str(url.port or ""),
+            "CONN_MAX_AGE": 60,
+            "CONN_HEALTH_CHECKS": True,
+        }
+
+    def embedded(self) -> bool:
+        """Whether the pipeline lives in the web process."""
+        return self.broker_url.startswith("memory://")
+
+    def private_folder(self, *parts: str) -> Path:
+        """A folder below `home`, made with mode 0700 where it is missing."""
+        folder = self.home
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in parts:
+            folder = folder / part
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return folder
+
+    def secret_key(self) -> str:
+        """Django's secret key: a file of mode 0600 below `home`, made at the first run."""
+        from labapex_server.lib.files import secret_file
+
+        return secret_file(self.private_folder("keys") / "django", lambda: os.urandom(48).hex().encode()).decode()
