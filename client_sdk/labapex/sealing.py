@@ -1,8 +1,8 @@
 """All cryptography of the project in one place, so that a reviewer reads it once.
 
 * Files: AES-256-GCM in STREAM form (Hoang, Reyhanitabar, Rogaway, Vizár 2015): 1 MiB segments, each authenticated with
-  its position and whether it is the last, under a key derived by HKDF-SHA256 (RFC 5869) for this one stream. A truncated,
-  reordered, extended or altered stream is refused, and memory does not grow with the file.
+  its position and whether it is the last, under a key derived by HKDF-SHA256 (RFC 5869) for this one stream. A stream
+  that was cut, reordered, extended or altered is refused, and memory does not grow with the file.
 * Keys in transit: HPKE (RFC 9180; X25519, HKDF-SHA256, AES-256-GCM), single shot, base mode.
 * Signatures: Ed25519 (RFC 8032) over canonical JSON, or over bytes that `labapex.protocol` lays out.
 * Log frames: AES-256-GCM under the run key, with the frame's number as nonce and its header as associated data.
@@ -18,7 +18,7 @@ import secrets
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Self
+from typing import Any, Protocol, Self
 from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -53,6 +53,14 @@ def new_key() -> bytes:
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
+class Reader(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Writer(Protocol):
+    def write(self, data: bytes, /) -> object: ...
+
+
 @dataclass(frozen=True)
 class Sealed:
     """A sealed stream: SHA-256 (hexadecimal) and bytes of the plaintext and of what is stored."""
@@ -69,7 +77,7 @@ def sealed_size(size: int) -> int:
     return HEADER_BYTES + size + segments * TAG_BYTES
 
 
-def seal_stream(src: BinaryIO, dst: BinaryIO, key: bytes) -> Sealed:
+def seal_stream(src: Reader, dst: Writer, key: bytes) -> Sealed:
     """Seal everything that `src` gives into `dst` under `key`; memory stays at a few segments."""
     header = _MAGIC + secrets.token_bytes(_SALT_BYTES)
     cipher = _stream_cipher(key, header)
@@ -88,7 +96,7 @@ def seal_stream(src: BinaryIO, dst: BinaryIO, key: bytes) -> Sealed:
             segment = following
 
 
-def open_stream(src: BinaryIO, dst: BinaryIO, key: bytes) -> Sealed:
+def open_stream(src: Reader, dst: Writer, key: bytes) -> Sealed:
     """Open what `seal_stream` wrote. Raises `Tampered`; what `dst` got by then is authentic but incomplete."""
     header = _read_up_to(src, HEADER_BYTES)
     if len(header) != HEADER_BYTES or not header.startswith(_MAGIC):
@@ -168,7 +176,7 @@ def _nonce(counter: int, *, last: bool) -> bytes:
     return struct.pack(">xxxQB", counter, last)
 
 
-def _read_up_to(src: BinaryIO, size: int) -> bytes:
+def _read_up_to(src: Reader, size: int) -> bytes:
     """`size` bytes, fewer only at the end: raw files and sockets may give less than was asked for."""
     data = src.read(size)
     if len(data) == size or not data:
@@ -213,7 +221,7 @@ _RELEASED: TypeAdapter[ReleasedKeys] = TypeAdapter(ReleasedKeys)
 def release_info(lease: UUID, manifest: Manifest) -> bytes:
     """What a key release is bound to: this lease and this very manifest (and with it contract, runner and sections).
 
-    The digest stands in `info`, not in the AAD: RFC 9180's single shot binds both alike, and `cryptography` offers `info`.
+    The digest stands in `info`, not in the AAD: RFC 9180's single shot binds both alike, and the library offers `info`.
     """
     return b"labapex-key-release-01" + lease.bytes + bytes.fromhex(digest(manifest))
 

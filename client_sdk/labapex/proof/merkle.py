@@ -1,7 +1,7 @@
 """Merkle trees as in RFC 6962, section 2.1: one 32-byte root commits to a list, and short proofs speak about it.
 
-Leaves and inner nodes are hashed under different prefixes, so that no inner node can be passed off as a leaf. A tree of n
-leaves splits at the largest power of two below n, so that a list's tree is made of the full trees of its beginning.
+Leaves and inner nodes are hashed under different prefixes, so that no inner node can be passed off as a leaf. A tree of
+n leaves splits at the largest power of two below n, so that a list's tree is made of the full trees of its beginning.
 Verification follows RFC 9162, sections 2.1.3.2 and 2.1.4.2. Bytes in, bytes out; what does not hold raises `Tampered`.
 """
 
