@@ -17,6 +17,7 @@ CREDIT = 1_000_000
 
 MAX_FILES = 4096
 MAX_CODE_BYTES = 16 * 2**20
+MAX_DATA_BYTES = 2 * 2**30  # a platform may set another limit; this one is refused before a byte is sent
 MAX_PATH_LENGTH = 400
 
 

@@ -1,0 +1,7 @@
+"""The client's side of the REST API: `from labapex.client import Client`."""
+
+from __future__ import annotations
+
+from labapex.client.client import Client, Pulled, VerdictKey, check_verdict
+
+__all__ = ["Client", "Pulled", "VerdictKey", "check_verdict"]

@@ -1,0 +1,321 @@
+"""The SDK: a typed, synchronous client of one platform, with the same objects as the REST API.
+
+`Client()` takes the platform and the token from `LABAPEX_URL` and `LABAPEX_TOKEN`, else from what `labapex login` stored;
+`submit(spec, folder)` gives a job, `follow(job.id)` what happens to it, and `pull(job.id, folder)` the verified weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import random
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+from uuid import UUID
+
+import httpx
+from pydantic import Field
+
+from labapex import bundle, sealing
+from labapex.client import credentials
+from labapex.client.connection import MAX_REPLY, Connection
+from labapex.errors import LabApexError, NotFound, PlatformUnreachable, Tampered, UsageError, VerificationRejected
+from labapex.protocol.api import EnrolmentCode, Events, JobPage, JobRequest, JobView, Login, Me, NewToken
+from labapex.protocol.canonical import Message, parse
+from labapex.protocol.spec import JobSpec
+from labapex.protocol.verdict import Receipt, SignedVerdict, Verdict
+
+MAX_WEIGHTS = 1 << 40
+_POLL = 0.5
+_LONGEST_POLL = 15.0
+_M = TypeVar("_M", bound=Message)
+
+
+class VerdictKey(Message):
+    """The key that signs verdicts (Ed25519)."""
+
+    key_id: str = Field(max_length=200)
+    public_key: bytes = Field(min_length=32, max_length=32)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What `Client.pull` brought."""
+
+    weights: Path
+    verdict: Path
+    digest: str
+    size: int  # bytes
+
+
+def check_verdict(signed: SignedVerdict, public_key: bytes) -> Verdict:
+    """The verdict, if the key signed it; raises `Tampered`."""
+    sealing.verify(public_key, signed.verdict, signed.signature)
+    return signed.verdict
+
+
+class Client:
+    """A client of one platform. Raises the errors of `labapex.errors`; what may be repeated is repeated by itself."""
+
+    def __init__(
+        self,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        address, found = credentials.resolve(url, token, os.environ)
+        self._connection = Connection(address, found, transport=transport, sleep=sleep, jitter=jitter)
+
+    @property
+    def url(self) -> str:
+        return self._connection.url
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- account -------------------------------------------------------------------------------------------------------
+
+    def login(self, username: str, password: str, name: str = "") -> NewToken:
+        """Make a token and use it from now on. `name` says what it is for. Storing it is the caller's choice."""
+        self._connection.token = None
+        body = Login(username=username, password=password, name=name)
+        new = self._ask(NewToken, "POST", "tokens/", body=body, repeatable=False, anonymous=True)
+        self._connection.token = credentials.Token(new.token, "this login")
+        return new
+
+    def me(self) -> Me:
+        return self._ask(Me, "GET", "me/")
+
+    def enrolment_code(self) -> EnrolmentCode:
+        """A code with which one new worker can join in your name."""
+        return self._ask(EnrolmentCode, "POST", "enrolments/", repeatable=False)
+
+    # -- jobs ----------------------------------------------------------------------------------------------------------
+
+    def submit(self, spec: JobSpec, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> JobView:
+        """Digest the job's files, upload what the platform lacks, and submit. See `submit_bundle`."""
+        return self.submit_bundle(spec, bundle.collect(folder, spec), on_progress)
+
+    def submit_bundle(
+        self, spec: JobSpec, files: bundle.LocalBundle, on_progress: Callable[[int, int], None] | None = None
+    ) -> JobView:
+        """Upload and submit files that were collected before. `on_progress` is told bytes done and bytes in all."""
+        sizes = {part.digest: part.size for part in (*files.bundle.code, *files.bundle.data)}
+        total, done = sum(sizes.values()), 0
+        report = on_progress or (lambda done, total: None)
+        for digest, size in sizes.items():
+            report(done, total)
+            if not self._stored(digest):
+                before = done  # bound for this file: an attempt that is repeated counts from here again
+                self._upload(digest, size, files.files[digest], lambda sent, b=before: report(b + sent, total))  # type: ignore[misc]
+            done += size
+        report(total, total)
+        body = JobRequest(spec=spec, bundle=files.bundle)
+        return self._ask(JobView, "POST", "jobs/", body=body, headers={"Idempotency-Key": str(uuid.uuid4())})
+
+    def job(self, job: UUID) -> JobView:
+        return self._ask(JobView, "GET", f"jobs/{job}/")
+
+    def jobs(self, cursor: str = "") -> JobPage:
+        """Your jobs, the newest first, a page at a time: `next` is the cursor of the page after."""
+        return self._ask(JobPage, "GET", "jobs/", params={"cursor": cursor})
+
+    def all_jobs(self) -> Iterator[JobView]:
+        """Your jobs on all pages, the newest first."""
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self.jobs(cursor)
+            yield from page.results
+            cursor = page.next if page.next != cursor else None
+
+    def events(self, job: UUID, cursor: str = "") -> Events:
+        """What is new of a job since a cursor; everything for the empty one."""
+        return self._ask(Events, "GET", f"jobs/{job}/events/", params={"cursor": cursor})
+
+    def follow(
+        self,
+        job: UUID,
+        cursor: str = "",
+        *,
+        poll: float = _POLL,
+        patience: float = 3600.0,
+        on_trouble: Callable[[PlatformUnreachable], None] | None = None,
+    ) -> Iterator[Events]:
+        """Yield what is new of a job until it has ended and all of it was told.
+
+        A platform that does not answer is asked again with growing pauses (`on_trouble` hears of it) and raises
+        `PlatformUnreachable` only after `patience` seconds of waiting without an answer.
+        """
+        waited, pause = 0.0, poll
+        while True:
+            try:
+                events = self.events(job, cursor)
+            except PlatformUnreachable as error:
+                if waited >= patience:
+                    raise
+                if on_trouble:
+                    on_trouble(error)
+                self._connection.sleep(pause)
+                waited, pause = waited + pause, min(_LONGEST_POLL, pause * 2)
+                continue
+            waited, pause, cursor = 0.0, poll, events.cursor
+            yield events
+            if not (events.losses or events.samples or events.console or events.rules):
+                if events.job.state.ended:
+                    return
+                self._connection.sleep(poll)
+            elif not events.job.state.ended and len(events.losses) < 1000:  # else: there is more to catch up with
+                self._connection.sleep(poll)
+
+    def stop(self, job: UUID) -> JobView:
+        """Cancel a job; one that has ended stays as it is."""
+        return self._ask(JobView, "POST", f"jobs/{job}/stop/")
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    def verdict(self, job: UUID) -> SignedVerdict:
+        """The signed verdict, unchecked: see `check_verdict`. Raises `NotFinished` while there is none."""
+        return self._ask(SignedVerdict, "GET", f"jobs/{job}/verdict/")
+
+    def verdict_key(self) -> VerdictKey:
+        """The platform's key for verdicts, as the platform itself states it."""
+        return self._ask(VerdictKey, "GET", "keys/verdict/")
+
+    def checked_verdict(self, job: UUID, key: bytes | None = None) -> SignedVerdict:
+        """The verdict on this very job, its signature checked against `key`, else against the platform's stated key."""
+        signed = self.verdict(job)
+        check_verdict(signed, key or self.verdict_key().public_key)
+        if signed.verdict.job != job:
+            raise Tampered(f"the platform sent the verdict of another job: {signed.verdict.job}")
+        return signed
+
+    def receipt(self, job: UUID) -> Receipt:
+        return self._ask(Receipt, "GET", f"jobs/{job}/receipt/")
+
+    def pull(self, job: UUID, destination: Path, key: bytes | None = None) -> Pulled:
+        """Bring `model.safetensors` and `verdict.json` into a folder.
+
+        The verdict's signature is checked first, then that the weights are those it names; a file that is not as it
+        should be never gets its name. Raises `VerificationRejected`, `NotFinished`, `Tampered`.
+        """
+        signed = self.checked_verdict(job, key)
+        verdict = signed.verdict
+        if verdict.verdict == "rejected":
+            raise VerificationRejected(f"the job was rejected by the rule '{verdict.deciding_rule}': {verdict.reason}")
+        if verdict.weights is None:
+            raise NotFound("the verdict names no weights")
+        try:
+            destination.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{destination} cannot be a folder: {error.strerror}") from None
+        weights, document = destination / "model.safetensors", destination / "verdict.json"
+        size = 0
+        with _new_file(weights) as temporary:
+
+            def receive(headers: httpx.Headers, chunks: Iterator[bytes]) -> None:
+                nonlocal size
+                size = _save(temporary, chunks, verdict.weights or "", headers.get("X-Labapex-Digest"))
+
+            self._connection.download(f"/api/v1/jobs/{job}/weights/", receive)
+        with _new_file(document) as temporary:
+            temporary.write_text(signed.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        return Pulled(weights=weights, verdict=document, digest=verdict.weights, size=size)
+
+    # -- how ----------------------------------------------------------------------------------------------------------
+
+    def _ask(
+        self,
+        model: type[_M],
+        method: str,
+        path: str,
+        *,
+        body: Message | None = None,
+        headers: dict[str, str] | None = None,
+        params: dict[str, str] | None = None,
+        repeatable: bool = True,
+        anonymous: bool = False,
+    ) -> _M:
+        content = body.model_dump_json().encode() if body else b"{}" if method == "POST" else None
+        reply = self._connection.call(
+            method,
+            f"/api/v1/{path}",
+            content=(lambda: content) if content is not None else None,
+            headers={**({"Content-Type": "application/json"} if content is not None else {}), **(headers or {})},
+            params=params,
+            repeatable=repeatable,
+            anonymous=anonymous,
+        )
+        return parse(model, reply.body, limit=MAX_REPLY)
+
+    def _stored(self, digest: str) -> bool:
+        try:
+            self._connection.call("HEAD", f"/api/v1/blobs/{digest}/")
+        except NotFound:
+            return False
+        return True
+
+    def _upload(self, digest: str, size: int, path: Path, report: Callable[[int], None]) -> None:
+        def content() -> Iterator[bytes]:
+            sent = 0
+            with path.open("rb") as file:
+                while sent < size:
+                    chunk = file.read(min(1 << 18, size - sent))
+                    if not chunk:
+                        raise UsageError(f"'{path}' became shorter while it was being sent; run the command again")
+                    yield chunk
+                    sent += len(chunk)
+                    report(sent)
+
+        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
+        try:
+            self._connection.call("PUT", f"/api/v1/blobs/{digest}/", content=content, headers=headers)
+        except OSError as error:
+            raise UsageError(f"'{path}' cannot be read: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name when all went well, and is deleted otherwise."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".labapex-")
+    except OSError as error:
+        raise UsageError(f"{path.parent} cannot be written to: {error.strerror}") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise LabApexError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(path: Path, chunks: Iterator[bytes], digest: str, stated: str | None) -> int:
+    """Write what comes to a file, and raise `Tampered` unless it has the digest of the verdict."""
+    state, size = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for chunk in chunks:
+            size += len(chunk)
+            if size > MAX_WEIGHTS:
+                raise Tampered(f"the weights are longer than {MAX_WEIGHTS} bytes")
+            state.update(chunk)
+            file.write(chunk)
+    if state.hexdigest() != digest or stated not in (None, digest):
+        raise Tampered("the weights are not those that the verdict names; nothing was kept")
+    return size

@@ -1,0 +1,222 @@
+"""HTTP as the client needs it: bounded replies, retries of what may be repeated, problems turned into our errors."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import httpx
+
+from labapex.client.credentials import Token
+from labapex.errors import (
+    LabApexError,
+    MalformedInput,
+    NotEnoughCredit,
+    NotFinished,
+    NotFound,
+    NotLoggedIn,
+    PlatformUnreachable,
+    UsageError,
+)
+from labapex.protocol.api import Problem
+from labapex.protocol.canonical import parse
+
+MAX_REPLY = 64 << 20
+ATTEMPTS = 5
+_FIRST_DELAY = 0.25
+_LONGEST_DELAY = 60.0
+_BUSY = frozenset({429, 502, 503, 504})
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout)
+
+_BY_CODE: dict[str, type[LabApexError]] = {
+    "not-found": NotFound,
+    "not-enough-credit": NotEnoughCredit,
+    "invalid": UsageError,
+    "too-large": UsageError,
+    "not-finished": NotFinished,
+}
+_BY_STATUS: dict[int, type[LabApexError]] = {
+    400: UsageError,
+    402: NotEnoughCredit,
+    404: NotFound,
+    413: UsageError,
+    502: PlatformUnreachable,
+    503: PlatformUnreachable,
+    504: PlatformUnreachable,
+}
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+
+Content = Callable[[], bytes | Iterator[bytes]]
+"""A request's body, made anew for each attempt."""
+
+
+class Connection:
+    """One platform, one token. `sleep` and `jitter` (a number in [0, 1)) are parameters for tests."""
+
+    def __init__(
+        self,
+        url: str,
+        token: Token | None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.url = url
+        self.token = token
+        self.sleep = sleep
+        self._jitter = jitter
+        # Redirects are not followed: they would carry the token to an address that nobody chose.
+        self._http = httpx.Client(transport=transport, timeout=httpx.Timeout(30, connect=10), follow_redirects=False)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Content | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        repeatable: bool = True,
+        anonymous: bool = False,
+    ) -> Reply:
+        """Send a request and read the whole reply; a status from 300 on raises the error that it stands for.
+
+        A request that is not `repeatable` is sent again only where it never left; `anonymous` ones carry no token.
+        """
+
+        def once() -> Reply:
+            request = self._request(method, path, content=content, headers=headers, params=params, anonymous=anonymous)
+            with self._sent(request) as response:
+                return Reply(response.status_code, response.headers, _read(response))
+
+        return self._persist(once, repeatable)
+
+    def download(self, path: str, receive: Callable[[httpx.Headers, Iterator[bytes]], None]) -> None:
+        """GET a body that is too large for memory; `receive` starts anew when the connection broke in between."""
+
+        def once() -> None:
+            with self._sent(self._request("GET", path)) as response:
+                receive(response.headers, response.iter_bytes(1 << 20))
+
+        self._persist(once, True)
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Content | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        anonymous: bool = False,
+    ) -> httpx.Request:
+        sent = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
+        if not anonymous:
+            if self.token is None:
+                raise NotLoggedIn(f"you are not logged in to {self.url}; run `labapex login --url {self.url}`")
+            sent["Authorization"] = f"Token {self.token.text}"
+        body = content() if content else None
+        return self._http.build_request(method, self.url + path, content=body, headers=sent, params=params)
+
+    @contextlib.contextmanager
+    def _sent(self, request: httpx.Request) -> Iterator[httpx.Response]:
+        response = self._http.send(request, stream=True)
+        try:
+            if response.status_code >= 300:
+                raise self._problem(response, _read(response))
+            yield response
+        finally:
+            response.close()
+
+    def _persist(self, attempt: Callable[[], T], repeatable: bool) -> T:
+        """Repeat an attempt that failed on the way, with exponential back-off and jitter; the last failure raises."""
+        for number in range(ATTEMPTS):
+            last = number == ATTEMPTS - 1
+            wait = _FIRST_DELAY * 2**number * (0.5 + self._jitter() / 2)
+            try:
+                return attempt()
+            except _Busy as busy:
+                if last or not repeatable:
+                    raise busy.error from None
+                wait = busy.seconds or wait
+            except httpx.TransportError as error:
+                if last or not (repeatable or isinstance(error, _NOT_SENT)):
+                    said = str(error) or type(error).__name__
+                    raise PlatformUnreachable(
+                        f"{self.url} does not answer ({said}); is the address right and the platform up?"
+                    ) from None
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                raise MalformedInput(f"{self.url} sent something that is not HTTP as it should be: {error}") from None
+            self.sleep(min(_LONGEST_DELAY, wait))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _problem(self, response: httpx.Response, body: bytes) -> LabApexError | _Busy:
+        status = response.status_code
+        try:
+            problem = parse(Problem, body, limit=MAX_REPLY) if body else None
+        except MalformedInput:
+            problem = None  # a proxy's page, not the platform's words
+        code = problem.code if problem else ""
+        detail = problem.detail if problem else f"the platform answered {status}"
+        error: LabApexError
+        if code == "not-logged-in" or status == 401:
+            error = self._not_logged_in(problem)
+        elif code == "digest-mismatch":
+            error = MalformedInput(f"{detail}; the file changed while it was being sent, run the command again")
+        elif kind := _BY_CODE.get(code) or _BY_STATUS.get(status):
+            error = kind(detail + _fields(problem))
+        elif 300 <= status < 400:
+            error = UsageError(f"{self.url} redirects to {response.headers.get('location', '?')}; use that address")
+        else:
+            error = LabApexError(detail)
+        return _Busy(error, response.headers.get("Retry-After")) if status in _BUSY else error
+
+    def _not_logged_in(self, problem: Problem | None) -> NotLoggedIn:
+        if self.token is None:  # the answer to a login
+            return NotLoggedIn(problem.detail if problem else "wrong user name or password")
+        said = f" ({problem.detail})" if problem else ""
+        return NotLoggedIn(f"{self.url} does not accept the token {self.token.hint()}{said}; run `labapex login`")
+
+
+class _Busy(Exception):
+    """The platform asks to come again. Carries the error to raise once patience is at its end."""
+
+    def __init__(self, error: LabApexError, retry_after: str | None) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+
+
+def _read(response: httpx.Response) -> bytes:
+    """The body of at most `MAX_REPLY` bytes; raises `MalformedInput`."""
+    body = bytearray()
+    for chunk in response.iter_bytes(1 << 16):
+        body += chunk
+        if len(body) > MAX_REPLY:
+            raise MalformedInput(f"the platform's reply is longer than {MAX_REPLY} bytes")
+    return bytes(body)
+
+
+def _fields(problem: Problem | None) -> str:
+    """The fields that a refusal names, on the same line."""
+    if not problem or not problem.errors:
+        return ""
+    return " (" + "; ".join(f"{name}: {said}" for name, said in sorted(problem.errors.items())) + ")"
