@@ -1,0 +1,225 @@
+"""Jobs from submission to their end: `run`, `ps`, `show`, `logs`, `stop`."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from labapex import bundle
+from labapex.cli import report, spec_file
+from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find
+from labapex.cli.output import clean, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
+from labapex.cli.watch import LineView, LiveView, View, Watch, draw
+from labapex.client import Client
+from labapex.errors import PlatformUnreachable, UsageError
+from labapex.protocol.api import JobView
+from labapex.protocol.spec import JobSpec
+from labapex.protocol.states import JobState
+
+_INTERRUPTED = 130
+
+
+def run(
+    path: Annotated[Path, typer.Argument(metavar="YAML", help="labapex.yaml, or the folder it lies in.")] = Path(
+        "labapex.yaml"
+    ),
+    epochs: Annotated[int | None, typer.Option(help="Beats the file's.")] = None,
+    budget: Annotated[str | None, typer.Option(help="In credits; beats the file's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Beats the file's.")] = None,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Submit without asking.")] = False,
+    detach: Annotated[bool, typer.Option("-d", "--detach", help="Submit and do not follow.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="End stdout with one line of JSON.")] = False,
+    url: UrlOption = None,
+) -> None:
+    """Submit a job, follow it live, and end with the verdict. The exit code says how it ended."""
+    spec, folder = spec_file.load(path, {"epochs": epochs, "budget": budget, "name": name})
+    client = connect(url)
+    me = client.me()
+    say(f"Reading the files of {folder.resolve()} …")
+    files = bundle.collect(folder, spec)
+    _print_plan(spec, files, client.url, me.available)
+    if not yes and sys.stdin.isatty() and not typer.confirm("Submit?", default=True, err=True):
+        raise UsageError("nothing was submitted")
+    job = _submit(client, spec, files)
+    say(f"Live page: {job.url}")
+    if not detach:
+        _follow_to_the_end(client, job, json)
+    elif json:
+        print_json(job)
+    else:
+        stdout().print(str(job.id))
+        say(f"Follow it with: labapex logs -f {job.id}")
+
+
+def ps(
+    everything: Annotated[bool, typer.Option("-a", "--all", help="All jobs, not only the latest.")] = False,
+    url: UrlOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Your jobs, the newest first."""
+    client = connect(url)
+    found = list(client.all_jobs() if everything else itertools.islice(client.all_jobs(), 20))
+    if json:
+        print_json([plain(job) for job in found])
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("job", "name", "state", "progress", "cost", "submitted"):
+        table.add_column(column, no_wrap=column == "job")
+    for job in found:
+        submitted = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created_at))
+        progress = f"{job.progress.iterations}/{'?' if job.progress.total is None else job.progress.total}"
+        cells = (str(job.id), job.name, job.state.value, progress, credits(job.cost), submitted)
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
+    stdout().print(table)
+    if not found:
+        say("No jobs yet; `labapex run labapex.yaml` submits one.")
+
+
+def show(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> None:
+    """A job's state, progress and cost, and its verdict and receipt when there are."""
+    client = connect(url)
+    found = client.job(find(client, job))
+    verdict, receipt = report.verdict_of(client, found), report.receipt_of(client, found)
+    if json:
+        document = {"job": found, "verdict": verdict, "receipt": receipt}
+        print_json({name: plain(value) if value else None for name, value in document.items()})
+        return
+    out = stdout()
+    out.print(Text(f"{one_line(found.name)}  {found.id}", style="bold"))
+    out.print(one_line(found.url))
+    if found.worker:
+        out.print(one_line(f"worker {found.worker} on {found.device or 'an unnamed device'}"))
+    out.print(draw(Watch(found), out.width))
+    if "\n" in found.reason:
+        out.print(clean(found.reason))
+    if verdict:
+        out.print()
+        out.print(report.verdict_lines(verdict.verdict))
+        out.print(report.rules_table(verdict.verdict.rules))
+    if receipt:
+        out.print()
+        out.print(report.receipt_lines(receipt))
+
+
+def logs(
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Follow the job live to its end.")] = False,
+    url: UrlOption = None,
+    json: JsonOption = False,
+) -> None:
+    """What the job printed: its stdout on stdout, its stderr on stderr. With -f the live view, as `run` has it."""
+    client = connect(url)
+    found = find(client, job)
+    if follow:
+        view = client.job(found)
+        say(f"Live page: {one_line(view.url)}")
+        _follow_to_the_end(client, view, json)
+        return
+    cursor = ""
+    while True:
+        events = client.events(found, cursor)
+        for chunk in events.console:
+            if json:
+                print_json(chunk)
+                continue
+            stream = sys.stdout if chunk.stream == "stdout" else sys.stderr
+            stream.write(clean(chunk.text))
+        if (not events.console and not events.losses) or events.cursor == cursor:
+            return
+        cursor = events.cursor
+
+
+def stop(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> None:
+    """Cancel a job. One that has ended stays as it is."""
+    client = connect(url)
+    stopped = client.stop(find(client, job))
+    if json:
+        print_json(stopped)
+    else:
+        say(f"{stopped.id} is {stopped.state.value}")
+
+
+def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: int) -> None:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim")
+    grid.add_column()
+    iterations = "as found by the preflight" if spec.iterations_per_epoch is None else str(spec.iterations_per_epoch)
+    for name, text in (
+        ("job", spec.name),
+        ("script", " ".join([spec.script, *spec.arguments()])),
+        ("code", f"{len(files.bundle.code)} files, {size(files.code_bytes)}"),
+        ("data", f"{len(files.bundle.data)} files, {size(files.data_bytes)}" if spec.data else "none"),
+        ("epochs (E)", str(spec.epochs)),
+        ("iterations per epoch (I)", iterations),
+        ("checkpoint every (k)", f"{spec.checkpoint_every} iterations"),
+        ("budget", f"{credits(spec.budget_micro)} of your {credits(available)} credits"),
+        ("platform", url),
+    ):
+        grid.add_row(Text(name), Text(one_line(text)))
+    stderr().print(grid)
+
+
+def _submit(client: Client, spec: JobSpec, files: bundle.LocalBundle) -> JobView:
+    columns = (TextColumn("Upload"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    console = stderr()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=None)
+        return client.submit_bundle(spec, files, lambda done, total: progress.update(task, completed=done, total=total))
+
+
+def _follow_to_the_end(client: Client, job: JobView, json: bool) -> None:
+    """Show a job until it has ended; print what it came to; raise the error that its end stands for."""
+    watch = Watch(job)
+    try:
+        _show(client, job.id, watch)
+    except KeyboardInterrupt:
+        say(f"\nDetached; the job goes on. Follow it again with: labapex logs -f {job.id}")
+        raise typer.Exit(_INTERRUPTED) from None
+    _print_result(client, watch, json)
+
+
+def _show(client: Client, job: UUID, watch: Watch) -> None:
+    console = stderr()
+    view: View = LiveView(console) if console.is_terminal else LineView(console)
+    with view:
+
+        def on_trouble(error: PlatformUnreachable) -> None:
+            watch.trouble = str(error)
+            view.show(watch, [])
+
+        for events in client.follow(job, on_trouble=on_trouble):
+            view.show(watch, watch.feed(events))
+
+
+def _print_result(client: Client, watch: Watch, json: bool) -> None:
+    job = client.job(watch.job.id)
+    signed, receipt = report.verdict_of(client, job), report.receipt_of(client, job)
+    verdict = signed.verdict if signed else None
+    out = stderr() if json else stdout()
+    if job.state is JobState.FAILED:
+        for line in watch.errors:
+            say(f"  | {line}")
+    if "\n" in job.reason:
+        say(job.reason)
+    if verdict:
+        out.print()
+        out.print(report.verdict_lines(verdict))
+        out.print(report.rules_table(verdict.rules))
+    if receipt:
+        out.print()
+        out.print(report.receipt_lines(receipt))
+    say("\nNext: " + "\n      ".join(report.next_commands(job)))
+    if json:
+        print_json(report.summarise(job, verdict, receipt))
+    if error := report.outcome(job, verdict):
+        raise error
+    say(headline(job.reason) or job.state.value)
