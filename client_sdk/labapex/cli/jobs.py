@@ -19,7 +19,7 @@ from labapex.cli import report, spec_file
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find
 from labapex.cli.output import clean, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
 from labapex.cli.watch import LineView, LiveView, View, Watch, draw
-from labapex.client import Client
+from labapex.client import Client, is_news
 from labapex.errors import PlatformUnreachable, UsageError
 from labapex.protocol.api import JobView
 from labapex.protocol.spec import JobSpec
@@ -133,7 +133,7 @@ def logs(
                 continue
             stream = sys.stdout if chunk.stream == "stdout" else sys.stderr
             stream.write(clean(chunk.text))
-        if (not events.console and not events.losses) or events.cursor == cursor:
+        if events.cursor == cursor or not is_news(events):
             return
         cursor = events.cursor
 

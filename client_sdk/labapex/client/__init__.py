@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from labapex.client.client import Client, Pulled, VerdictKey, check_verdict
+from labapex.client.client import Client, Pulled, VerdictKey, check_verdict, is_news
 
-__all__ = ["Client", "Pulled", "VerdictKey", "check_verdict"]
+__all__ = ["Client", "Pulled", "VerdictKey", "check_verdict", "is_news"]

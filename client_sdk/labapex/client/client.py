@@ -1,7 +1,8 @@
 """The SDK: a typed, synchronous client of one platform, with the same objects as the REST API.
 
-`Client()` takes the platform and the token from `LABAPEX_URL` and `LABAPEX_TOKEN`, else from what `labapex login` stored;
-`submit(spec, folder)` gives a job, `follow(job.id)` what happens to it, and `pull(job.id, folder)` the verified weights.
+`Client()` takes the platform and the token from `LABAPEX_URL` and `LABAPEX_TOKEN`, else from what `labapex login`
+stored; `submit(spec, folder)` gives a job, `follow(job.id)` what happens to it, `pull(job.id, folder)` the verified
+weights.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ def check_verdict(signed: SignedVerdict, public_key: bytes) -> Verdict:
     """The verdict, if the key signed it; raises `Tampered`."""
     sealing.verify(public_key, signed.verdict, signed.signature)
     return signed.verdict
+
+
+def is_news(events: Events) -> bool:
+    """Whether anything happened since the cursor that was asked with."""
+    return bool(events.losses or events.samples or events.console or events.rules)
 
 
 class Client:
@@ -175,7 +181,7 @@ class Client:
                 continue
             waited, pause, cursor = 0.0, poll, events.cursor
             yield events
-            if not (events.losses or events.samples or events.console or events.rules):
+            if not is_news(events):
                 if events.job.state.ended:
                     return
                 self._connection.sleep(poll)

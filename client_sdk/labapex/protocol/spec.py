@@ -79,8 +79,11 @@ class JobSpec(Message):
         return int(self.budget * CREDIT)
 
     def arguments(self) -> list[str]:
-        """The script's arguments with `{epochs}` filled in."""
-        return [arg.replace("{epochs}", str(self.epochs)) for arg in self.args]
+        """The script's arguments with `{epochs}`, and where I is declared `{iterations}` (E x I), filled in."""
+        filled = [arg.replace("{epochs}", str(self.epochs)) for arg in self.args]
+        if self.iterations_per_epoch is None:
+            return filled
+        return [arg.replace("{iterations}", str(self.epochs * self.iterations_per_epoch)) for arg in filled]
 
 
 def parse_spec(document: Any) -> JobSpec:
