@@ -1,8 +1,9 @@
 """The book. One row moves one amount from one account to another, so that it balances by construction.
 
 A hold is a row from the client to escrow with status `held`: it lowers what is available and has moved nothing yet.
-Settling makes the hold `posted` and adds the rows that empty escrow again, to the worker and back to the client. These point to
-their hold. Voiding makes the hold `voided`, as if it had never been. No row is ever deleted or changed otherwise.
+Settling makes the hold `posted` and adds the rows that empty escrow again, to the worker and back to the client, each
+pointing to its hold. Voiding makes the hold `voided`, as if it had never been. No row is ever deleted or changed
+otherwise.
 """
 
 from __future__ import annotations

@@ -44,6 +44,7 @@ class Config(BaseSettings):
     lease_limit_seconds: float = 7 * 24 * 3600  # how long a manifest is valid
     opening_seconds: float = 600  # from challenge to the last opened state
     enrolment_seconds: float = 900
+    start_seconds: float = 3600  # from grant to key release
     max_attempts: int = 5
     reference_price_per_hour: int = CREDIT  # for the estimate before a worker is known
     starting_credit: int = 1000 * CREDIT  # of the first-run login

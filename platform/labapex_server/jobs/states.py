@@ -1,0 +1,72 @@
+"""Which state may follow which. `docs/states.md` is generated from here, and a test keeps it so."""
+
+from __future__ import annotations
+
+from labapex.protocol.states import END_STATES, JobState
+
+S = JobState
+
+TRANSITIONS: dict[JobState, dict[JobState, str]] = {
+    S.SUBMITTED: {
+        S.PACKAGING: "the preflight passed and the budget is held",
+        S.REFUSED: "the preflight failed, or the budget does not cover the job",
+        S.FAILED: "the platform could not run the preflight",
+        S.CANCELLED: "stopped by the client",
+    },
+    S.PACKAGING: {
+        S.QUEUED: "the executable's parts are sealed",
+        S.FAILED: "the platform could not seal them",
+        S.CANCELLED: "stopped by the client",
+    },
+    S.QUEUED: {
+        S.LEASED: "a worker took it",
+        S.FAILED: "too many leases were lost",
+        S.CANCELLED: "stopped by the client",
+    },
+    S.LEASED: {
+        S.RUNNING: "the keys were given to the worker's executable",
+        S.QUEUED: "the worker fell silent or could not start it",
+        S.FAILED: "too many leases were lost",
+        S.CANCELLED: "stopped by the client",
+    },
+    S.RUNNING: {
+        S.CHALLENGED: "the log is complete and all commitments are fixed",
+        S.QUEUED: "the worker fell silent",
+        S.FAILED: "the script failed, or too many leases were lost",
+        S.CANCELLED: "stopped by the client",
+    },
+    S.CHALLENGED: {
+        S.VERIFYING: "every challenged state was opened",
+        S.SETTLING: "the deadline passed without them: rejected",
+        S.FAILED: "the platform could not draw the challenge",
+    },
+    S.VERIFYING: {
+        S.SETTLING: "the verdict is given",
+        S.FAILED: "the platform could not replay",
+    },
+    S.SETTLING: {
+        S.VERIFIED: "the worker is paid, the rest is given back",
+        S.REJECTED: "nothing is paid, everything is given back",
+    },
+    S.VERIFIED: {},
+    S.REJECTED: {},
+    S.REFUSED: {},
+    S.FAILED: {},
+    S.CANCELLED: {},
+}
+
+STOPPABLE = frozenset(state for state, following in TRANSITIONS.items() if S.CANCELLED in following)
+"""Until training is complete. After that the work is done, and its verdict decides who gets the money."""
+
+
+def allowed(before: JobState, after: JobState) -> bool:
+    return after in TRANSITIONS[before]
+
+
+def table() -> str:
+    """The transitions as the Markdown table of `docs/states.md`."""
+    rows = ["| from | to | when |", "| --- | --- | --- |"]
+    for before, following in TRANSITIONS.items():
+        rows += [f"| `{before}` | `{after}` | {when} |" for after, when in following.items()]
+    rows += [f"| `{state}` | - | an end state |" for state in JobState if state in END_STATES]
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,98 @@
+"""A job as its owner sees it: one object for REST, the live page and the command line."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Literal, cast
+
+from django.conf import settings
+from django.db.models import QuerySet
+
+from labapex.protocol.api import JobView, Progress
+from labapex.protocol.states import Fault, JobState, LeaseState
+from labapex_server.jobs.models import Job
+from labapex_server.ledger import services as ledger
+from labapex_server.lib import clock
+
+# Leases, logs and verdicts belong to later stages: they are reached from the job's row, never imported.
+
+
+def viewable(jobs: QuerySet[Job]) -> QuerySet[Job]:
+    """Jobs with all that their views need, in a fixed number of queries."""
+    return jobs.select_related("hold").prefetch_related("leases__worker", "leases__log", "verdicts")
+
+
+def view(job: Job) -> JobView:
+    """Costs and payments are micro-credits; times are Unix seconds."""
+    spec = job.job_spec
+    lease: Any = max(job.leases.all(), key=lambda each: each.granted_at, default=None)
+    per_epoch = (job.facts or {}).get("iterations_per_epoch")
+    total = per_epoch * spec.epochs if per_epoch else None
+    iterations = _iterations(lease)
+    money = ledger.outcome(job.hold)
+    price = job.price_per_epoch or 0
+    complete = min(spec.epochs, iterations // per_epoch) if per_epoch else 0
+    state = JobState(job.state)
+    verdicts = list(job.verdicts.all())
+    verdict = verdicts[-1].document.get("verdict") if verdicts else None
+    return JobView(
+        id=job.pk,
+        name=job.name,
+        state=state,
+        reason=job.reason,
+        fault=Fault(job.fault) if job.fault else None,
+        spec=spec,
+        created_at=job.created_at.timestamp(),
+        started_at=clock.unix(job.started_at),
+        ended_at=clock.unix(job.ended_at),
+        progress=Progress(
+            iterations=iterations,
+            total=total,
+            epoch=min(spec.epochs, iterations // per_epoch + 1) if per_epoch else 0,
+            eta_seconds=_eta(lease, state, iterations, total),
+        ),
+        iterations_per_epoch=per_epoch,
+        budget=job.budget,
+        cost=money.paid if state.ended else price * complete,
+        paid=money.paid,
+        refunded=money.refunded,
+        worker=lease.worker.name if lease else None,
+        device=(lease.environment or {}).get("device") if lease else None,
+        lost_contact=lost_contact(job, lease),
+        package_ms=job.package_ms,
+        first_loss_seconds=_first_loss(job),
+        verdict=cast(Literal["verified", "rejected"] | None, verdict),
+        url=f"{settings.LABAPEX.public_url.rstrip('/')}/jobs/{job.pk}/",
+    )
+
+
+def lost_contact(job: Job, lease: Any) -> bool:
+    """Whether the job is with a worker that has missed two heartbeats. Lost contact is not failure."""
+    if lease is None or JobState(job.state) not in {JobState.LEASED, JobState.RUNNING, JobState.CHALLENGED}:
+        return False
+    silence = timedelta(seconds=2.5 * settings.LABAPEX.heartbeat_seconds)
+    return bool(clock.now() - lease.heartbeat_at > silence)
+
+
+def _log(lease: Any) -> Any:
+    return getattr(lease, "log", None) if lease is not None else None  # a lease without frames has no log
+
+
+def _iterations(lease: Any) -> int:
+    log = _log(lease)
+    return log.next if log is not None else 0
+
+
+def _eta(lease: Any, state: JobState, iterations: int, total: int | None) -> float | None:
+    if state is not JobState.RUNNING or not iterations or total is None or lease.state != LeaseState.RUNNING:
+        return None
+    spent = (clock.now() - lease.key_released_at).total_seconds()
+    return max(0.0, spent / iterations * (total - iterations))
+
+
+def _first_loss(job: Job) -> float | None:
+    """Seconds from submission to the first stored loss, over all leases."""
+    logs = [log for log in map(_log, job.leases.all()) if log is not None and log.next]
+    firsts = [log.frames.filter(first=0, n__gt=0).values_list("received_at", flat=True).first() for log in logs]
+    times: list[float] = [at for at in firsts if at is not None]
+    return float(min(times) - job.created_at.timestamp()) if times else None

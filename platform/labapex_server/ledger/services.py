@@ -1,0 +1,167 @@
+"""What can happen in the book: credit comes in, is held, is settled or given back. Each step may be repeated safely."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from django.db import transaction
+from django.db.models import QuerySet, Sum
+
+from labapex.errors import NotEnoughCredit
+from labapex.protocol.spec import CREDIT
+from labapex_server.accounts.models import User
+from labapex_server.ledger.models import ESCROW, HELD, ISSUER, POSTED, USER, VOIDED, Account, Transfer
+from labapex_server.lib import clock
+
+REST = "rest of the budget"
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Micro-credits: what may be spent, and what is promised to jobs."""
+
+    available: int
+    held: int
+
+
+def account_of(user: User) -> Account:
+    """The user's account, opened when it is first needed."""
+    return Account.objects.get_or_create(user=user, defaults={"kind": USER})[0]
+
+
+def escrow() -> Account:
+    """Where settled holds pass through; empty whenever no settlement is half done, which no reader can see."""
+    return Account.objects.get_or_create(kind=ESCROW, user=None)[0]
+
+
+def issuer() -> Account:
+    """Where credit comes from. Its balance is minus the credit in circulation."""
+    return Account.objects.get_or_create(kind=ISSUER, user=None)[0]
+
+
+def balance(account: Account) -> Balance:
+    received = _sum(account.credits.filter(status=POSTED))
+    spent = _sum(account.debits.filter(status=POSTED))
+    held = _sum(account.debits.filter(status=HELD))
+    return Balance(available=received - spent - held, held=held)
+
+
+@transaction.atomic
+def top_up(account: Account, *, amount: int, memo: str) -> Transfer:
+    """Issue credit to an account."""
+    return _transfer(debit=issuer(), credit=account, amount=amount, status=POSTED, memo=memo)
+
+
+@transaction.atomic
+def hold(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
+    """Promise `amount` to a job; the same job again gives its open hold. Raises `NotEnoughCredit`."""
+    Account.objects.select_for_update().get(pk=account.pk)  # holds of one account take turns: none is promised twice
+    before = Transfer.objects.filter(job=job, status=HELD).first()
+    if before is not None:
+        return before
+    available = balance(account).available
+    if available < amount:
+        raise NotEnoughCredit(
+            f"the job's budget is {credits_text(amount)} credits and {credits_text(available)} are available;"
+            " lower the budget or top up the account"
+        )
+    return _transfer(debit=account, credit=escrow(), amount=amount, status=HELD, memo=memo, job=job)
+
+
+@transaction.atomic
+def settle(held: Transfer, *, payments: Sequence[tuple[Account, int, str]]) -> list[Transfer]:
+    """Close a hold: pay (account, micro-credits, memo) out of it and give the rest back.
+
+    Once and for all: a hold that is closed already stays as it is, and its settlement is returned.
+    Raises `ValueError` where the payments exceed the hold.
+    """
+    current = Transfer.objects.select_for_update().get(pk=held.pk)
+    if current.status != HELD:
+        return list(current.settlements.all())
+    total = sum(amount for _, amount, _ in payments)
+    if total > current.amount or any(amount < 0 for _, amount, _ in payments):
+        raise ValueError(f"payments of {total} out of a hold of {current.amount}")
+    if not total:
+        _close(current, VOIDED)
+        return []
+    _close(current, POSTED)
+    rows = [*payments, (current.debit, current.amount - total, REST)]
+    return [
+        _transfer(
+            debit=current.credit, credit=account, amount=amount, status=POSTED, memo=memo, job=current.job, hold=current
+        )
+        for account, amount, memo in rows
+        if amount
+    ]
+
+
+def void(held: Transfer) -> None:
+    """Give all of a hold back; nothing happens where it is closed already."""
+    settle(held, payments=[])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a hold, micro-credits; `held == paid + refunded` once it is closed."""
+
+    held: int
+    paid: int
+    refunded: int
+    open: bool
+
+
+def outcome(held: Transfer | None) -> Outcome:
+    """Where the money of a hold is. Without a hold nothing was ever promised."""
+    if held is None:
+        return Outcome(held=0, paid=0, refunded=0, open=False)
+    current = Transfer.objects.get(pk=held.pk)
+    if current.status == HELD:
+        return Outcome(held=current.amount, paid=0, refunded=0, open=True)
+    if current.status == VOIDED:
+        return Outcome(held=current.amount, paid=0, refunded=current.amount, open=False)
+    refunded = _sum(current.settlements.filter(credit=current.debit, memo=REST))
+    return Outcome(held=current.amount, paid=current.amount - refunded, refunded=refunded, open=False)
+
+
+def credits_text(amount: int) -> str:
+    """Micro-credits as people write credits: 2500000 is "2.5"."""
+    sign, amount = ("-" if amount < 0 else ""), abs(amount)
+    whole, fraction = divmod(amount, CREDIT)
+    return f"{sign}{whole}" + (f".{fraction:06d}".rstrip("0") if fraction else "")
+
+
+def _close(current: Transfer, status: str) -> None:
+    changed = Transfer.objects.filter(pk=current.pk, status=HELD).update(status=status)
+    if changed != 1:
+        raise RuntimeError(f"hold {current.pk} was closed by someone else while it was locked")
+
+
+def _transfer(
+    *,
+    debit: Account,
+    credit: Account,
+    amount: int,
+    status: str,
+    memo: str,
+    job: UUID | None = None,
+    hold: Transfer | None = None,
+) -> Transfer:
+    if amount <= 0:
+        raise ValueError("an amount must be positive")
+    return Transfer.objects.create(
+        debit=debit,
+        credit=credit,
+        amount=amount,
+        status=status,
+        memo=memo,
+        job=job,
+        hold=hold,
+        created_at=clock.now(),
+    )
+
+
+def _sum(transfers: QuerySet[Transfer]) -> int:
+    total = transfers.aggregate(total=Sum("amount"))["total"]
+    return int(total or 0)

@@ -1,0 +1,21 @@
+"""What an epoch costs. Integers of micro-credits, rounded up, so that no work is free."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+_HOUR = 3600
+
+
+def price_per_epoch(
+    *, price_per_hour: int, iteration_seconds: float, iterations_per_epoch: int, budget: int, epochs: int
+) -> int:
+    """At least 1, and never so much that `epochs` of them exceed the budget; `iteration_seconds` is the preflight's."""
+    exact = Fraction(price_per_hour) * Fraction(iteration_seconds) * iterations_per_epoch / _HOUR
+    return min(max(1, -(-exact.numerator // exact.denominator)), budget // epochs)
+
+
+def estimate(*, price_per_hour: int, iteration_seconds: float, iterations_per_epoch: int, epochs: int) -> int:
+    """What all epochs would cost at this price, whatever the budget."""
+    exact = Fraction(price_per_hour) * Fraction(iteration_seconds) * iterations_per_epoch * epochs / _HOUR
+    return max(epochs, -(-exact.numerator // exact.denominator))

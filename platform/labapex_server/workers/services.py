@@ -1,0 +1,62 @@
+"""Enrolment of hosts, and what is known of them."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+from django.conf import settings
+from django.db import IntegrityError, transaction
+
+from labapex_server.accounts.models import User
+from labapex_server.lib import clock
+from labapex_server.lib.errors import Conflict, Refused
+from labapex_server.workers.models import EnrolmentCode, Worker
+
+
+def new_code(owner: User) -> tuple[str, datetime]:
+    """A code that enrols one host of this owner, and until when."""
+    code = secrets.token_urlsafe(18)
+    expires = clock.after(settings.LABAPEX.enrolment_seconds)
+    EnrolmentCode.objects.create(digest=_digest(code), owner=owner, created_at=clock.now(), expires_at=expires)
+    return code, expires
+
+
+@transaction.atomic
+def enrol(code: str, name: str, public_key: bytes) -> Worker:
+    """Exchange a code for a worker. Raises `Refused` for an unknown, used or late code, `Conflict` for a known key."""
+    used = EnrolmentCode.objects.filter(digest=_digest(code), used_at=None, expires_at__gt=clock.now())
+    if used.update(used_at=clock.now()) != 1:
+        raise Refused("this enrolment code is unknown, used or too old; make a new one on the workers page")
+    owner = EnrolmentCode.objects.select_related("owner").get(digest=_digest(code)).owner
+    try:
+        with transaction.atomic():
+            return Worker.objects.create(
+                owner=owner,
+                name=name,
+                public_key=public_key,
+                price_per_hour=settings.LABAPEX.reference_price_per_hour,
+                created_at=clock.now(),
+            )
+    except IntegrityError:
+        raise Conflict("this host's key is enrolled already; use it, or make a new key and enrol again") from None
+
+
+def known(worker_id: UUID) -> Worker | None:
+    """The worker that may connect: enrolled and not banned."""
+    return Worker.objects.filter(pk=worker_id, banned=False, owner__is_active=True).first()
+
+
+def seen(worker: Worker, devices: Sequence[str] | None = None) -> None:
+    """The worker's agent spoke. `devices` are the names that it reports."""
+    fields: dict[str, object] = {"last_seen_at": clock.now()}
+    if devices is not None:
+        fields["devices"] = list(devices)
+    Worker.objects.filter(pk=worker.pk).update(**fields)
+
+
+def _digest(code: str) -> str:
+    return hashlib.sha256(code.encode()).hexdigest()

@@ -1,0 +1,42 @@
+"""What every test gets: a database of its own and a platform home of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> Iterator[None]:
+    """SQLite in a file (threads and child processes may open it), or PostgreSQL by LABAPEX_TEST_DATABASE_URL."""
+    from django.conf import settings
+    from django.db import connections
+
+    from labapex_server.lib.config import Config
+
+    with tempfile.TemporaryDirectory(prefix="labapex-test-") as folder:
+        config = Config(home=Path(folder), database_url=os.environ.get("LABAPEX_TEST_DATABASE_URL", ""))
+        database: dict[str, Any] = config.database()
+        own = f"{os.environ.get('PYTEST_XDIST_WORKER', 'main')}_{os.getpid()}"
+        sqlite = "sqlite3" in database["ENGINE"]
+        database["TEST"] = {"NAME": str(Path(folder) / f"{own}.sqlite3") if sqlite else f"test_labapex_{own}"}
+        if sqlite:  # a test database need not survive a power cut
+            database["OPTIONS"]["init_command"] = "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+        settings.DATABASES = {"default": database}
+        connections.settings = connections.configure_settings(settings.DATABASES)
+        del connections["default"]
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, settings: Any) -> Path:
+    """A fresh platform home: keys, blobs and opened states of this test lie there."""
+    folder = tmp_path / "platform"
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"home": folder})
+    settings.LABAPEX.private_folder()
+    return folder
