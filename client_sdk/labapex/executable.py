@@ -2,9 +2,9 @@
 
     [bootloader ELF][section 0 .. n][manifest][signature 64][trailer 48][PyInstaller archive .. cookie]
 
-The trailer stands before the archive because the bootloader finds its archive from the end of the file; the archive's
-start follows from its cookie. Every byte is covered: bootloader and archive by the manifest's runner digest, sections by
-their digests, the manifest by the signature, and trailer and cookie must say exactly what the manifest implies.
+The trailer stands before the archive because the bootloader finds its archive from the end of the file; the start of the
+archive follows from its cookie. Every byte is covered: bootloader and archive by the runner digest, sections by their
+digests, the manifest by the signature, and trailer and cookie must say exactly what the manifest implies.
 """
 
 from __future__ import annotations

@@ -1,0 +1,86 @@
+"""What the runner does with its command line: train without arguments, or preflight and replay in a folder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from labapex.errors import LabApexError, UsageError
+from labapex.protocol.canonical import M, Message, parse
+from labapex.protocol.replay import PreflightRequest, ReplayRequest
+from labapex_runner import host, supervisor
+
+AGENT_SOCKET, JOB_FOLDER = "LABAPEX_AGENT_SOCKET", "LABAPEX_JOB_FOLDER"
+MAX_REQUEST = 64 << 20
+USAGE = """usage: a job's executable, without arguments   trains; needs LABAPEX_AGENT_SOCKET and LABAPEX_JOB_FOLDER
+       runner preflight FOLDER                 reads FOLDER/request.json, writes FOLDER/report.json
+       runner replay FOLDER                    likewise"""
+
+
+def main(arguments: list[str]) -> int:
+    """The exit status. Multiprocessing's children of a frozen program are started with this program, and end here."""
+    multiprocessing.freeze_support()
+    try:
+        match arguments:
+            case []:
+                return _train()
+            case ["preflight", folder]:
+                return _preflight(Path(folder))
+            case ["replay", folder]:
+                return _replay(Path(folder))
+            case _:
+                raise UsageError(USAGE)
+    except LabApexError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _train() -> int:
+    for name in (AGENT_SOCKET, JOB_FOLDER):
+        if name not in os.environ:
+            raise UsageError(f"{name} is not set\n{USAGE}")
+    if getattr(sys, "frozen", False):
+        host.die_with_parent(os.getppid())  # the bootloader, which is what the agent knows and kills
+    folder = Path(os.environ[JOB_FOLDER]).absolute()
+    return supervisor.supervise(Path(sys.executable), folder, Path(os.environ[AGENT_SOCKET]).absolute())
+
+
+def _preflight(folder: Path) -> int:
+    def work(request: PreflightRequest) -> Message:
+        host.prepare(request.threads)
+        from labapex.proof import engine  # brings torch along, from the host
+
+        return engine.preflight(request=request, folder=folder)
+
+    return _answer(folder, PreflightRequest, work)
+
+
+def _replay(folder: Path) -> int:
+    def work(request: ReplayRequest) -> Message:
+        host.prepare(request.contract.threads)
+        from labapex.proof import engine
+
+        return engine.replay(request=request, folder=folder)
+
+    return _answer(folder, ReplayRequest, work)
+
+
+def _answer(folder: Path, model: type[M], work: Callable[[M], Message]) -> int:
+    folder = folder.absolute()
+    host.harden()
+    report = work(parse(model, _read(folder / "request.json"), limit=MAX_REQUEST))
+    draft = folder / "report.json.part"
+    draft.write_text(report.model_dump_json())
+    draft.replace(folder / "report.json")  # a report that is there is whole
+    return 0
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_REQUEST + 1)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist") from None
