@@ -61,7 +61,7 @@ class Terms:
         )
 
     def due_after(self, step: int) -> int | None:
-        """The first step after `step` at which a leaf is due, None after the last: `Contract.leaf_steps`, one by one."""
+        """The first step after `step` at which a leaf is due, None after the last (`Contract.leaf_steps`)."""
         if step >= self.iterations:
             return None
         return min(

@@ -358,7 +358,7 @@ def mutant(before: str, after: str) -> types.ModuleType:
         pytest.param("if data.seq > state.seq:", "if False:", id="no gap check"),
         pytest.param("if not hmac.compare_digest(expected, data.hash):", "if False:", id="no own hash"),
         pytest.param(
-            "return Ack(lease=lease, seq=self.seq - 1,", "return Ack(lease=lease, seq=self.seq,", id="acks ahead"
+            "seq=self.seq - 1, head=", "seq=self.seq, head=", id="acks ahead"
         ),
     ],
 )

@@ -1,0 +1,299 @@
+"""The big files of a lease: its executable goes out, the opened states come in. A raw ASGI application beside Django.
+
+Django reads a whole request to disk before any of its code runs, so it could refuse an upload only when the disk is full;
+and its file responses under ASGI hold the file in memory. Here nothing is read before token, address and length are
+found right, and memory stays at a chunk.
+
+    GET /gateway/leases/<lease>/executable      Authorization: Bearer <token of the grant>; Range for resuming
+    PUT /gateway/leases/<lease>/states/<leaf>   Content-Length must be the committed size
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import UUID
+
+from django.conf import settings
+
+from labapex.errors import LabApexError, MalformedInput
+from labapex.executable import Layout
+from labapex.protocol.api import Problem
+from labapex.protocol.states import LeaseState
+from labapex_server.gateway.connection import Receive, Send
+from labapex_server.gateway.safetensors import check_layout
+from labapex_server.lib import clock
+from labapex_server.lib.errors import Missing, Refused, TooLarge
+from labapex_server.marketplace import services as marketplace
+from labapex_server.marketplace.models import Lease
+from labapex_server.telemetry.models import Leaf
+from labapex_server.telemetry.offload import offload
+from labapex_server.verification import services as verification
+from labapex_server.verification.models import Challenge, OpenedState
+
+log = logging.getLogger(__name__)
+
+PATH = re.compile(r"/gateway/leases/([0-9a-f-]{36})/(?:(executable)|states/([0-9]{1,18}))")
+RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})?")
+CHUNK = 1 << 20
+IDLE_SECONDS = 30.0
+UPLOADS_PER_LEASE = 4
+
+_uploading: Counter[UUID] = Counter()
+
+
+class BadToken(Refused):
+    status = 401
+    code = "bad-token"
+
+
+class Late(Refused):
+    status = 410
+    code = "too-late"
+
+
+class NeedsLength(Refused):
+    status = 411
+    code = "length-required"
+
+
+class BadRange(Refused):
+    status = 416
+    code = "bad-range"
+
+
+class Unprocessable(Refused):
+    status = 422
+    code = "malformed-state"
+
+
+class Busy(Refused):
+    status = 429
+    code = "too-many-uploads"
+
+
+class Left(Exception):
+    pass
+
+
+def handles(path: str) -> bool:
+    """Whether a request is this application's and not Django's."""
+    return PATH.fullmatch(path) is not None
+
+
+async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    """One request."""
+    found = PATH.fullmatch(scope["path"])
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    try:
+        if found is None:
+            raise Missing("there is nothing here")
+        lease = await _authenticated(found[1], headers)
+        if found[2] and scope["method"] in ("GET", "HEAD"):
+            await _download(lease, scope["method"], headers, receive, send)
+        elif found[3] and scope["method"] == "PUT":
+            new = await _upload(lease, int(found[3]), headers, receive)
+            await _respond(send, 200, b'{"stored":true,"new":%s}\n' % (b"true" if new else b"false"))
+        else:
+            await _problem(send, 405, "method-not-allowed", "GET an executable, PUT a state")
+    except Refused as error:
+        await _problem(send, error.status, error.code, str(error))
+    except Left:
+        return
+    except LabApexError:
+        log.exception("a lease's file could not be served")
+        await _problem(send, 500, "unavailable", "the platform could not do this; try again later")
+
+
+async def _authenticated(lease: str, headers: dict[str, str]) -> Lease:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    try:
+        identity = UUID(lease)
+    except ValueError:
+        raise Missing("this is no lease") from None
+    found = None
+    if scheme.lower() == "bearer":
+        found = await offload(marketplace.authenticate, identity, token)
+    if found is None:
+        raise BadToken("send 'Authorization: Bearer <token>' with the token of this lease's grant; it may be over")
+    return found
+
+
+# -- the executable ----------------------------------------------------------------------------------------------------
+
+
+async def _download(lease: Lease, method: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
+    if lease.state not in (LeaseState.GRANTED, LeaseState.RUNNING):
+        raise Missing("the executable is no longer served: the run is complete")
+    made = await offload(marketplace.executable_parts, lease)
+    start, stop, partial = _range(headers, made.size)
+    fields = [
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", str(stop - start).encode()),
+        (b"accept-ranges", b"bytes"),
+        (b"cache-control", b"no-store"),
+    ]
+    if partial:
+        fields.append((b"content-range", f"bytes {start}-{stop - 1}/{made.size}".encode()))
+    await send({"type": "http.response.start", "status": 206 if partial else 200, "headers": fields})
+    if method == "GET":
+        await _pour(made, start, stop, receive, send)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _range(headers: dict[str, str], size: int) -> tuple[int, int, bool]:
+    """(first byte, byte after the last, whether a range was asked for). A form that we do not know means everything."""
+    found = RANGE.fullmatch(headers.get("range", ""))
+    if found is None:
+        return 0, size, False
+    start, stop = int(found[1]), size if found[2] is None else min(int(found[2]) + 1, size)
+    if start >= size or stop <= start:
+        raise BadRange(f"the executable has {size} bytes")
+    return start, stop, True
+
+
+async def _pour(made: Layout, start: int, stop: int, receive: Receive, send: Send) -> None:
+    """Send these bytes, a chunk in memory at a time, until the other side leaves."""
+    gone = asyncio.ensure_future(_gone(receive))
+    try:
+        chunks, left = made.stream(start, CHUNK), stop - start
+        while left and not gone.done():
+            chunk = await offload(_following, chunks)
+            if not chunk:
+                raise Left
+            await send({"type": "http.response.body", "body": chunk[:left], "more_body": True})
+            left -= min(left, len(chunk))
+        if left:
+            raise Left
+    finally:
+        gone.cancel()
+
+
+def _following(chunks: Iterator[bytes]) -> bytes:
+    return next(chunks, b"")
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# -- opened states -----------------------------------------------------------------------------------------------------
+
+
+async def _upload(lease: Lease, index: int, headers: dict[str, str], receive: Receive) -> bool:
+    """Take one state in. False: it was there already, and its bytes were not read."""
+    length = headers.get("content-length", "")
+    if not (length.isascii() and length.isdigit() and len(length) < 18):
+        raise NeedsLength("send Content-Length, and no chunked encoding")
+    expected = await offload(_expected, lease, index, int(length))
+    if expected is None:
+        return False
+    if _uploading[lease.pk] >= UPLOADS_PER_LEASE:
+        raise Busy(f"{UPLOADS_PER_LEASE} uploads of this lease are under way; wait for one to end")
+    _uploading[lease.pk] += 1
+    try:
+        return await _take_in(lease, index, int(length), expected, receive)
+    finally:
+        _uploading[lease.pk] -= 1
+        if not _uploading[lease.pk]:
+            del _uploading[lease.pk]
+
+
+def _expected(lease: Lease, index: int, length: int) -> float | None:
+    """Seconds until the deadline of an upload that is asked for and fits; None: it is stored already."""
+    if OpenedState.objects.filter(lease=lease, index=index).exists():
+        return None
+    challenge = Challenge.objects.filter(lease=lease).first()
+    if lease.state != LeaseState.FINISHED or challenge is None or index not in challenge.indices:
+        raise Missing(f"the state of leaf {index} was not asked for")
+    seconds = (challenge.deadline - clock.now()).total_seconds()
+    if seconds <= 0:
+        raise Late("the deadline for opening states is over")
+    size = Leaf.objects.get(log=lease.pk, index=index).size
+    if length != size:
+        raise Unprocessable(f"leaf {index} commits to {size} bytes; {length} are announced")
+    if size > settings.LABAPEX.result_limit_bytes:
+        raise TooLarge(f"a state of {size} bytes; at most {settings.LABAPEX.result_limit_bytes} are accepted")
+    return seconds
+
+
+async def _take_in(lease: Lease, index: int, size: int, seconds: float, receive: Receive) -> bool:
+    folder: Path = settings.LABAPEX.private_folder("leases", str(lease.pk), "incoming")
+    path = folder / f"{index}.{secrets.token_hex(8)}"
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                await _spool(path, size, receive)
+        except TimeoutError:
+            raise Late("the upload was too slow, or did not end before the deadline") from None
+        return await offload(_accept, lease, index, path, size)
+    finally:
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+async def _spool(path: Path, size: int, receive: Receive) -> None:
+    """Exactly `size` bytes of the request's body to a new file."""
+    file: BinaryIO = await offload(_create, path)
+    try:
+        received, waiting = 0, bytearray()
+        more = True
+        while more:
+            async with asyncio.timeout(IDLE_SECONDS):
+                event = await receive()
+            if event["type"] == "http.disconnect":
+                raise Left
+            more = event.get("more_body", False)
+            waiting += event.get("body", b"")
+            received += len(event.get("body", b""))
+            if received > size:
+                raise Unprocessable(f"more than the announced {size} bytes")
+            if len(waiting) >= CHUNK or not more:
+                await offload(file.write, bytes(waiting))
+                waiting.clear()
+        if received != size:
+            raise Unprocessable(f"the upload ended after {received} of {size} bytes; send it again")
+    finally:
+        await offload(file.close)
+
+
+def _create(path: Path) -> BinaryIO:
+    return path.open("xb", opener=_private)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _accept(lease: Lease, index: int, path: Path, size: int) -> bool:
+    with path.open("rb") as file:
+        try:
+            check_layout(file, size)
+        except MalformedInput as error:
+            raise Unprocessable(f"the state of leaf {index}: {error}") from None
+        file.seek(0)
+        verification.accept_state(lease, index, file)
+    return True
+
+
+# -- answers -----------------------------------------------------------------------------------------------------------
+
+
+async def _problem(send: Send, status: int, code: str, detail: str) -> None:
+    body = Problem(title=code.replace("-", " "), status=status, detail=detail, code=code)
+    await _respond(send, status, body.model_dump_json().encode(), kind=b"application/problem+json")
+
+
+async def _respond(send: Send, status: int, body: bytes, *, kind: bytes = b"application/json") -> None:
+    fields = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": status, "headers": fields})
+    await send({"type": "http.response.body", "body": body})
