@@ -1,0 +1,332 @@
+"""The other side of the REST API in memory, for tests of the client and the command line.
+
+A job's life is a story: a list of chapters, of which each question for events tells the next one."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import uuid
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from labapex.protocol.api import (
+    EnrolmentCode,
+    Events,
+    JobPage,
+    JobRequest,
+    JobView,
+    Login,
+    Me,
+    NewToken,
+    Problem,
+    Progress,
+)
+from labapex.protocol.canonical import Message, canonical
+from labapex.protocol.records import Console, Sample
+from labapex.protocol.spec import JobSpec
+from labapex.protocol.states import Fault, JobState
+from labapex.protocol.verdict import Cost, Receipt, RuleResult, SignedVerdict, Verdict, Weight
+
+URL = "https://apex.test"
+TOKEN = "tok-1234567890abcdefghij"
+ITERATIONS_PER_EPOCH = 4
+
+
+@dataclass
+class Chapter:
+    """What one answer to a question for events tells."""
+
+    state: JobState = JobState.RUNNING
+    losses: tuple[float | None, ...] = ()
+    samples: tuple[Sample, ...] = ()
+    console: tuple[Console, ...] = ()
+    rules: tuple[RuleResult, ...] = ()
+    reason: str = ""
+    restarted: bool = False
+    knows_iterations: bool = True
+
+
+@dataclass
+class MemoryJob:
+    view: JobView
+    story: list[Chapter]
+    losses: int = 0
+    told: int = 0
+
+
+SAMPLE = Sample(at=1.0, source="cpu", device="AMD EPYC", utilisation=97.0, memory=2**30, memory_total=2**34)
+
+
+def happy_story(losses: int = 12) -> list[Chapter]:
+    """A job that trains and is verified."""
+    return [
+        Chapter(JobState.SUBMITTED, knows_iterations=False),
+        Chapter(JobState.RUNNING, losses=tuple(2.0 / (i + 1) for i in range(losses - 2)), samples=(SAMPLE,)),
+        Chapter(
+            JobState.RUNNING,
+            losses=(None, 0.1),
+            console=(Console(stream="stdout", text="epoch 3\nTest: 98 %\n"), Console(stream="stderr", text="warn\n")),
+        ),
+        Chapter(JobState.VERIFYING, rules=(rule("log-count"),)),
+        Chapter(JobState.VERIFIED, reason="all rules passed"),
+    ]
+
+
+def rule(
+    name: str, result: Any = "pass", value: float | str | None = 0.0, limit: float | str | None = 0.0
+) -> RuleResult:
+    return RuleResult(rule=name, value=value, limit=limit, result=result, weight=Weight.DECIDES)
+
+
+@dataclass
+class MemoryPlatform:
+    """Give `transport` to a client. A fault is taken from `faults` at each request, in order; None lets it pass."""
+
+    story: list[Chapter] = field(default_factory=happy_story)
+    weights: bytes = b"safetensors " * 1000
+    rejected_by: str | None = None
+    available: int = 100_000_000
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    jobs: dict[UUID, MemoryJob] = field(default_factory=dict)
+    by_key: dict[str, UUID] = field(default_factory=dict)
+    faults: deque[Callable[[httpx.Request], httpx.Response] | None] = field(default_factory=deque)
+    seen: list[str] = field(default_factory=list)
+    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+
+    @property
+    def transport(self) -> httpx.MockTransport:
+        return httpx.MockTransport(self.handle)
+
+    @property
+    def public_key(self) -> bytes:
+        return self.key.public_key().public_bytes_raw()
+
+    def handle(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path.removeprefix("/api/v1/")
+        self.seen.append(f"{request.method} {path}")
+        if self.faults and (fault := self.faults.popleft()):
+            return fault(request)
+        parts = path.strip("/").split("/")
+        if parts == ["tokens"]:
+            login = Login.model_validate_json(request.content)
+            if (login.username, login.password) != ("ada", "secret"):
+                return problem(401, "not-logged-in", "wrong user name or password")
+            return reply(NewToken(token=TOKEN), 201)
+        if request.headers.get("Authorization") != f"Token {TOKEN}":
+            return problem(401, "not-logged-in", "unknown token")
+        match parts:
+            case ["me"]:
+                return reply(Me(username="ada", available=self.available, held=0))
+            case ["enrolments"]:
+                return reply(EnrolmentCode(code="ABCD-EFGH", expires_at=1e9), 201)
+            case ["keys", "verdict"]:
+                key = {"key_id": "k1", "public_key": base64.b64encode(self.public_key).decode()}
+                return httpx.Response(200, json=key)
+            case ["blobs", digest]:
+                return self._blob(request, digest)
+            case ["jobs"] if request.method == "POST":
+                return self._submit(request)
+            case ["jobs"]:
+                return self._page(request.url.params["cursor"])
+            case ["jobs", job, *rest] if UUID(job) in self.jobs:
+                return self._job(self.jobs[UUID(job)], rest[0] if rest else "", request)
+        return problem(404, "not-found", "there is no such thing")
+
+    def _blob(self, request: httpx.Request, digest: str) -> httpx.Response:
+        if request.method == "HEAD":
+            return httpx.Response(200 if digest in self.blobs else 404)
+        if int(request.headers["Content-Length"]) != len(request.content):
+            return problem(400, "invalid", "the body has another length than stated")
+        if hashlib.sha256(request.content).hexdigest() != digest:
+            return problem(422, "digest-mismatch", "the bytes have another digest")
+        self.blobs[digest] = request.content
+        return httpx.Response(201)
+
+    def _submit(self, request: httpx.Request) -> httpx.Response:
+        key = request.headers["Idempotency-Key"]
+        if key in self.by_key:
+            return reply(self.jobs[self.by_key[key]].view, 200)
+        body = JobRequest.model_validate_json(request.content)
+        if any(part.digest not in self.blobs for part in (*body.bundle.code, *body.bundle.data)):
+            return problem(400, "invalid", "a file was not uploaded")
+        if body.spec.budget_micro > self.available:
+            return problem(402, "not-enough-credit", "the budget is more than you have; lower it")
+        job = self.add(body.spec)
+        self.by_key[key] = job.id
+        return reply(job, 201)
+
+    def add(self, spec: JobSpec) -> JobView:
+        """A job, as if it had been submitted."""
+        job = uuid.uuid4()
+        view = JobView(
+            id=job,
+            name=spec.name,
+            state=JobState.SUBMITTED,
+            reason="",
+            fault=None,
+            spec=spec,
+            created_at=1000.0,
+            started_at=None,
+            ended_at=None,
+            progress=Progress(iterations=0, total=None, epoch=0, eta_seconds=None),
+            iterations_per_epoch=None,
+            budget=spec.budget_micro,
+            cost=0,
+            paid=0,
+            refunded=0,
+            worker="host-1",
+            device="cpu: AMD EPYC",
+            lost_contact=False,
+            package_ms=12.5,
+            first_loss_seconds=3.25,
+            verdict=None,
+            url=f"{URL}/jobs/{job}/",
+        )
+        self.jobs[job] = MemoryJob(view, list(self.story))
+        return view
+
+    def _page(self, cursor: str) -> httpx.Response:
+        newest_first = list(reversed(self.jobs.values()))
+        start = int(cursor or 0)
+        after = str(start + 2) if start + 2 < len(newest_first) else None
+        return reply(JobPage(results=tuple(j.view for j in newest_first[start : start + 2]), next=after))
+
+    def _job(self, job: MemoryJob, what: str, request: httpx.Request) -> httpx.Response:
+        ended = job.view.state.ended
+        match what:
+            case "":
+                return reply(job.view)
+            case "events":
+                return reply(self._events(job, request.url.params["cursor"]))
+            case "stop":
+                if not ended:
+                    job.story = [Chapter(JobState.CANCELLED, reason="stopped by its owner")]
+                    job.told = 0
+                    self._turn(job, job.story[0])
+                return reply(job.view)
+            case "verdict" if job.view.verdict:
+                return reply(self.verdict(job.view))
+            case "receipt" if job.view.state in (JobState.VERIFIED, JobState.REJECTED):
+                return reply(self.receipt(job.view))
+            case "weights" if job.view.verdict:
+                headers = {"X-Labapex-Digest": hashlib.sha256(self.weights).hexdigest()}
+                return httpx.Response(200, content=self.weights, headers=headers)
+        return problem(404, "not-finished", "there is none yet")
+
+    def _events(self, job: MemoryJob, cursor: str) -> Events:
+        number = int(cursor or 0)
+        chapter = job.story[number] if number < len(job.story) else Chapter(job.view.state, reason=job.view.reason)
+        first = 0 if chapter.restarted else sum(len(c.losses) for c in job.story[:number])
+        if number == job.told:
+            job.told += 1
+            self._turn(job, chapter, first + len(chapter.losses))
+        return Events(
+            cursor=str(min(number + 1, len(job.story))),
+            restarted=chapter.restarted,
+            job=job.view,
+            first=first,
+            losses=chapter.losses,
+            samples=chapter.samples,
+            console=chapter.console,
+            rules=chapter.rules,
+        )
+
+    def _turn(self, job: MemoryJob, chapter: Chapter, iterations: int | None = None) -> None:
+        """The job reaches a chapter of its story."""
+        view = job.view
+        epochs = view.spec.epochs
+        done = view.progress.iterations if iterations is None else iterations
+        total = epochs * ITERATIONS_PER_EPOCH if chapter.knows_iterations else None
+        verdict = {JobState.VERIFIED: "verified", JobState.REJECTED: "rejected"}.get(chapter.state)
+        paid = view.budget // 2 if verdict == "verified" else 0
+        job.view = view.model_copy(
+            update={
+                "state": chapter.state,
+                "reason": chapter.reason,
+                "progress": Progress(
+                    iterations=done, total=total, epoch=min(epochs, done // ITERATIONS_PER_EPOCH + 1), eta_seconds=5.0
+                ),
+                "iterations_per_epoch": ITERATIONS_PER_EPOCH if chapter.knows_iterations else None,
+                "verdict": verdict,
+                "paid": paid,
+                "cost": paid,
+                "refunded": view.budget - paid if verdict else 0,
+            }
+        )
+
+    def receipt(self, job: JobView) -> Receipt:
+        return Receipt(
+            job=job.id,
+            held=job.budget,
+            paid=job.paid,
+            refunded=job.refunded,
+            price_per_epoch=job.paid // job.spec.epochs,
+            verified_epochs=job.spec.epochs if job.paid else 0,
+            reason="paid by verified epoch" if job.paid else "the run was rejected",
+        )
+
+    def verdict(self, job: JobView) -> SignedVerdict:
+        failed = self.rejected_by
+        rules = [rule("log-count", value=12.0, limit=12.0), rule("pev", "not-applicable", None, None), rule("replay")]
+        if failed:
+            rules[-1] = rule(failed, "fail", value=0.31, limit=0.0)
+        document = Verdict(
+            job=job.id,
+            lease=uuid.UUID(int=7),
+            verdict="rejected" if failed else "verified",
+            deciding_rule=failed,
+            reason="segment 3 ended in another state" if failed else "every rule passed",
+            fault=Fault.WORKER if failed else Fault.NOBODY,
+            epochs=job.spec.epochs,
+            iterations_per_epoch=ITERATIONS_PER_EPOCH,
+            loss_logs=job.progress.iterations,
+            verified_epochs=0 if failed else job.spec.epochs,
+            rules=tuple(rules),
+            replay_max_error=0.31 if failed else 0.0,
+            detection="a share of 10 % bad segments is caught with 99 %",
+            contract="a" * 64,
+            proof_root="b" * 64,
+            weights=None if failed else hashlib.sha256(self.weights).hexdigest(),
+            worker_environment=None,
+            verifier_environment=None,
+            cost=Cost(
+                verify_seconds=1.5,
+                train_seconds=10.0,
+                opened_bytes=2048,
+                all_checkpoint_bytes=1 << 20,
+                opened_states=5,
+                segments_replayed=5,
+            ),
+            issued_at=2000.0,
+        )
+        return SignedVerdict(verdict=document, key_id="k1", signature=self.key.sign(canonical(document)))
+
+
+def reply(model: Message, status: int = 200) -> httpx.Response:
+    return httpx.Response(status, content=model.model_dump_json(), headers={"Content-Type": "application/json"})
+
+
+def problem(status: int, code: str, detail: str, **headers: str) -> httpx.Response:
+    body = Problem(title=code, status=status, detail=detail, code=code)
+    return httpx.Response(
+        status, content=body.model_dump_json(), headers={"Content-Type": "application/problem+json", **headers}
+    )
+
+
+def unreachable(request: httpx.Request) -> httpx.Response:
+    raise httpx.ConnectError("connection refused", request=request)
+
+
+def broken(request: httpx.Request) -> httpx.Response:
+    raise httpx.RemoteProtocolError("server disconnected", request=request)
+
+
+def unavailable(request: httpx.Request) -> httpx.Response:
+    return httpx.Response(503, content=b"<html>down</html>", headers={"Retry-After": "7"})
