@@ -4,10 +4,10 @@ The box is bubblewrap, run by an ordinary user: no network, no capabilities, its
 the system's programs and what is named, everything read-only but one folder. Nothing of the starter is inherited: no
 environment, no descriptors, no terminal.
 
-Root never runs bubblewrap: it would stay uid 0 and could write `/proc/sys`. Root drops to `SANDBOX_USER` first. That user
-often cannot even reach the named paths (a home is 0700), so they are first bound, by root in a private mount namespace,
-below `STAGE`, where bubblewrap picks them up. Where any of this cannot be had, the program is refused, unless
-`UNCONFINED_SETTING` says otherwise.
+Root never runs bubblewrap: it would stay uid 0 and could write `/proc/sys`. Root drops to `SANDBOX_USER` first. That
+user often cannot even reach the named paths (a home is 0700), so they are first bound, by root in a private mount
+namespace, below `STAGE`, where bubblewrap picks them up. Where any of this cannot be had, the program is refused,
+unless `UNCONFINED_SETTING` says otherwise.
 
 Limits are per process (`setrlimit`); a limit on the sum over a job's processes needs cgroups and is not set here.
 """
@@ -45,7 +45,7 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
 _HARDWARE = ("/sys/devices/system/cpu", "/sys/devices/system/node")  # PyTorch asks them which kernels the CPU can run
 
-# Root's part: bind each source below the stage, in a mount namespace that dies with the program, then go on as the user.
+# Root's part: bind each source below the stage, in a mount namespace that dies with the program; then go on as the user
 _STAGE_SCRIPT = """
 set -eu
 stage=$0; n=0
@@ -92,7 +92,7 @@ def command(argv: Sequence[str], confinement: Confinement) -> list[str]:
 
 @functools.cache
 def available() -> str | None:
-    """None where a sandbox can be had, which is tried out once in each process; else what is missing, and the remedy."""
+    """None where a sandbox can be had (tried out once in each process); else what is missing, and the remedy."""
     if sys.platform != "linux":
         return "the sandbox needs Linux"
     for tool, package in (("bwrap", "bubblewrap"), ("prlimit", "util-linux"), ("sh", "dash")):
@@ -114,7 +114,11 @@ def available() -> str | None:
         try:
             probe = subprocess.run(
                 _boxed(["true"], Confinement(folder=folder, environment={"PATH": "/usr/bin:/bin"})),
-                env={"PATH": "/usr/bin:/bin"}, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False,
+                env={"PATH": "/usr/bin:/bin"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=30,
+                check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return f"the sandbox could not be tried out: {error}"
@@ -161,7 +165,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 
 def kill_group(pid: int) -> None:
-    """`kill_tree` for a program whose starter is gone: `pid` is what `popen` returned then, and is still that program."""
+    """`kill_tree` for a program whose starter is gone; `pid` is that of `popen`'s process, which must still live."""
     doomed = {pid: _started(pid), **_descendants(pid)}
     try:
         os.killpg(pid, signal.SIGKILL)
@@ -226,8 +230,8 @@ def _binds(confinement: Confinement) -> list[tuple[str, Path]]:
         raise SandboxUnavailable(f"{folder} cannot be a sandbox's folder; name an absolute path to a folder of its own")
     wanted = {Path(n): "--ro-bind" for n in (*_SYSTEM, *_SYSTEM_FILES, *_HARDWARE) if Path(n).exists()}
     wanted = {path: option for path, option in wanted.items() if not (str(path) in _SYSTEM and path.is_symlink())}
-    wanted |= {path: "--ro-bind" for path in confinement.read_only}
-    wanted |= {path: "--dev-bind" for path in confinement.devices}
+    wanted |= dict.fromkeys(confinement.read_only, "--ro-bind")
+    wanted |= dict.fromkeys(confinement.devices, "--dev-bind")
     wanted[folder] = "--bind"
     for path in wanted:
         if not path.exists():
@@ -266,12 +270,12 @@ def _remedy() -> str:
     restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     if restricted.exists() and restricted.read_text().strip() == "1":
         return (
-            "AppArmor keeps ordinary programs from making user namespaces here: install the profile for bwrap "
-            "(on Ubuntu: apt install apparmor-profiles, then load /usr/share/apparmor/extra-profiles/bwrap-userns-restrict)"
+            "AppArmor keeps ordinary programs from making user namespaces here; give bwrap its profile (on Ubuntu: "
+            "apt install apparmor-profiles, then load /usr/share/apparmor/extra-profiles/bwrap-userns-restrict)"
         )
     if os.geteuid() == 0:
         return "In a container, root needs the right to mount (CAP_SYS_ADMIN) and user namespaces allowed by seccomp"
-    return "Unprivileged user namespaces must be allowed: see /proc/sys/user/max_user_namespaces and your container's seccomp"
+    return "Allow user namespaces to ordinary users: /proc/sys/user/max_user_namespaces, or your container's seccomp"
 
 
 def _topmost(paths: Any) -> tuple[Path, ...]:

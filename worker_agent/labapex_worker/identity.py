@@ -1,0 +1,54 @@
+"""The worker's key: made on the host, never sent anywhere; whoever holds it is the worker."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from labapex.errors import UsageError
+from labapex.protocol.frames import Hello, hello_bytes
+
+
+class Identity:
+    """An Ed25519 key in a file of 32 bytes that only its owner can read."""
+
+    def __init__(self, key: Ed25519PrivateKey) -> None:
+        self._key = key
+
+    @classmethod
+    def create(cls, path: Path) -> Identity:
+        """Make a new key; one that is there already is kept, so that a second try at enrolling is harmless."""
+        if path.exists():
+            return cls.load(path)
+        key = Ed25519PrivateKey.generate()
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key.private_bytes_raw())
+            file.flush()
+            os.fsync(file.fileno())
+        return cls(key)
+
+    @classmethod
+    def load(cls, path: Path) -> Identity:
+        """Read the key; raises `UsageError` where it is missing, damaged or readable by others."""
+        try:
+            mode, raw = path.stat().st_mode, path.read_bytes()
+        except FileNotFoundError:
+            raise UsageError(f"no key in {path}; enrol first: labapex-worker enrol CODE --platform URL") from None
+        if mode & 0o077:
+            raise UsageError(f"{path} can be read by others; run: chmod 600 {path}")
+        if len(raw) != 32:
+            raise UsageError(f"{path} is damaged; remove it and enrol again")
+        return cls(Ed25519PrivateKey.from_private_bytes(raw))
+
+    @property
+    def public_key(self) -> bytes:
+        return self._key.public_key().public_bytes_raw()
+
+    def hello(self, worker: UUID, nonce: bytes, devices: tuple[str, ...], leases: tuple[UUID, ...]) -> Hello:
+        """Answer to the platform's nonce."""
+        signature = self._key.sign(hello_bytes(worker=worker, nonce=nonce))
+        return Hello(worker=worker, signature=signature, devices=devices, leases=leases)

@@ -1,0 +1,197 @@
+"""The leases' executables on this host: their folders, their start, and the socket that is each one's only way out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import stat
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+from uuid import UUID
+
+from labapex.errors import MalformedInput
+from labapex.proof.determinism import pin
+from labapex.protocol.canonical import Message
+from labapex.protocol.frames import MAX_MESSAGE
+from labapex.protocol.packing import pack
+from labapex.sandbox import Confinement
+from labapex_worker import devices, journal
+from labapex_worker.config import Config, Home
+
+log = logging.getLogger(__name__)
+
+_LENGTH = struct.Struct(">I")
+_PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
+BROKEN_LIMIT = 3  # protocol errors after which an executable is given up
+WRITE_BUFFER = 4 << 20
+
+
+class Folder:
+    """What belongs to one lease on this disk. See config.py for the layout."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.executable = path / "executable"
+        self.part = path / "executable.part"
+        self.door = path / "door"
+        self.socket = path / "door" / "agent.sock"
+        self.job = path / "job"
+
+    def create(self) -> None:
+        for folder in (self.path, self.door, self.job, self.job / "tmp"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.door.chmod(0o755)  # the sandbox's user may be another; the folder above stays closed
+
+    def open_state(self, index: int) -> IO[bytes]:
+        """A state file for reading.
+
+        The job folder is written by hostile code: a link in it must not make us hand out another file of this host, nor
+        a pipe stop us. Raises `OSError` or `MalformedInput`."""
+        folder = os.open(self.job, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            states = os.open("states", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
+            try:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+                file = os.open(f"{index}.safetensors", flags, dir_fd=states)
+            finally:
+                os.close(states)
+        finally:
+            os.close(folder)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise MalformedInput(f"the state of leaf {index} is not a file")
+        return os.fdopen(file, "rb")
+
+    def remove(self) -> None:
+        """Delete it all, whatever rights the job gave to its files. Links are deleted, never followed."""
+        if self.path.exists():
+            shutil.rmtree(self.path, onerror=_open_up)
+
+
+def _open_up(function: Callable[..., Any], path: str, _: object) -> None:
+    """A folder without rights keeps its owner from deleting what is in it."""
+    for folder in (Path(path).parent, Path(path)):
+        if not folder.is_symlink() and folder.is_dir():
+            folder.chmod(0o700)
+    if function in (os.unlink, os.rmdir):
+        function(path)
+    else:
+        shutil.rmtree(path)
+
+
+def start(lease: UUID, home: Home, config: Config, *, threads: int) -> subprocess.Popen[bytes]:
+    """Start a verified executable in the sandbox, with an environment built from nothing."""
+    folder = Folder(home.lease(lease))
+    see = (folder.executable, folder.door, *config.site_packages, *config.read_only)
+    confinement = Confinement(
+        folder=folder.job,
+        read_only=tuple(path for path in see if not path.is_relative_to("/usr")),
+        devices=devices.nodes(),
+        environment={
+            **pin(threads),
+            "LABAPEX_AGENT_SOCKET": str(folder.socket),
+            "LABAPEX_JOB_FOLDER": str(folder.job),
+            "LABAPEX_SITE_PACKAGES": os.pathsep.join(map(str, config.site_packages)),
+            "HOME": str(folder.job),
+            "TMPDIR": str(folder.job / "tmp"),
+            "USER": "job",
+            "LOGNAME": "job",
+            "LANG": "C.UTF-8",
+            "PATH": "/usr/bin:/bin",
+            "PYTHONHASHSEED": "0",
+        },
+        memory_bytes=config.memory_bytes,
+        file_bytes=config.file_bytes,
+        processes=config.processes,
+    )
+    return journal.start(folder.path, [str(folder.executable)], confinement)
+
+
+class Door:
+    """The unix socket of one lease. Messages are length-prefixed (u32, big-endian) msgpack.
+
+    One executable speaks at a time; a new connection takes the place of the old one. `hear` is called with each message
+    and the process it came from, `may_speak` tells whether a process may speak at all, `broken` is called once when the
+    executable has broken the protocol too often."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        may_speak: Callable[[int], bool],
+        hear: Callable[[bytes, int], None],
+        broken: Callable[[str], None],
+    ) -> None:
+        self._path = path
+        self._may_speak, self._hear, self._broken = may_speak, hear, broken
+        self._server: asyncio.Server | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._errors = 0
+
+    async def open(self) -> None:
+        """Listen; a socket that a killed daemon left behind is replaced."""
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self._path)
+        self._path.chmod(0o666)  # its folder is closed to all but the lease's sandbox
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        if self._writer is not None:
+            self._writer.close()
+        if self._server is not None:
+            await self._server.wait_closed()
+
+    def send(self, message: Message) -> None:
+        """Send if the executable is connected; what it missed it asks for again."""
+        writer = self._writer
+        if writer is None or writer.is_closing():
+            return
+        if writer.transport.get_write_buffer_size() > WRITE_BUFFER:
+            log.warning("%s: the executable does not read; its connection is closed", self._path.parent.parent.name)
+            writer.transport.abort()
+            return
+        data = pack(message)
+        writer.write(_LENGTH.pack(len(data)) + data)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection: socket.socket = writer.get_extra_info("socket")
+        pid, _, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        lease = self._path.parent.parent.name
+        if not self._may_speak(pid):
+            log.warning("lease %s: process %d tried to speak for the executable", lease, pid)
+            writer.close()
+            return
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = writer
+        try:
+            while True:
+                (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+                if size > MAX_MESSAGE:
+                    raise MalformedInput(f"a message of {size} bytes; at most {MAX_MESSAGE} are accepted")
+                data = await reader.readexactly(size)
+                if not self._may_speak(pid):
+                    raise MalformedInput(f"process {pid} is not the executable")
+                self._hear(data, pid)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            log.debug("lease %s: the executable hung up", lease)
+        except MalformedInput as error:
+            self._errors += 1
+            log.warning("lease %s: the executable broke the protocol: %s", lease, error)
+            if self._errors == BROKEN_LIMIT:
+                self._broken(f"the executable broke the protocol {self._errors} times, the last time so: {error}")
+        finally:
+            if self._writer is writer:
+                self._writer = None
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
