@@ -1,0 +1,269 @@
+"""Forms of the portal. They translate what a browser sends into the protocol's models; those hold the rules."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import uuid
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from django import forms
+from django.conf import settings
+from django.contrib.auth.forms import AuthenticationForm, BaseUserCreationForm
+from django.core.files.uploadedfile import UploadedFile
+from pydantic import ValidationError
+
+from labapex.errors import UsageError
+from labapex.protocol.api import JobRequest
+from labapex.protocol.spec import MAX_FILES, Bundle, JobSpec, Part, parse_spec
+from labapex_server.accounts.models import User
+from labapex_server.jobs import blobs
+
+MAX_YAML = 64 * 1024
+
+if TYPE_CHECKING:
+    _UserForm = BaseUserCreationForm[User]
+    Upload = UploadedFile[Any]
+else:  # Django's own classes know no type arguments
+    _UserForm = BaseUserCreationForm
+    Upload = UploadedFile
+
+
+class Accessible(forms.Form):
+    """Ties each field to its help and its errors for readers who do not see the page."""
+
+    def accessible(self) -> Accessible:
+        for bound in self:
+            described = [f"{bound.auto_id}_help"] if bound.help_text else []
+            if bound.errors:
+                described.append(f"{bound.auto_id}_errors")
+                bound.field.widget.attrs["aria-invalid"] = "true"
+            if described:
+                bound.field.widget.attrs["aria-describedby"] = " ".join(described)
+        return self
+
+
+class SignInForm(AuthenticationForm):
+    error_messages = {  # noqa: RUF012 - Django's own shape
+        "invalid_login": "The name or the password is wrong. Both tell upper from lower case.",
+        "inactive": "This account is closed.",
+    }
+
+
+class SignUpForm(_UserForm):
+    class Meta:
+        model = User
+        fields = ("username",)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["username"].help_text = "Letters, digits and @ . + - _"
+        self.fields["password1"].help_text = "At least ten characters, and not a common one."
+        self.fields["password2"].label = "Password again"
+        self.fields["password2"].help_text = ""
+
+
+class TokenForm(Accessible):
+    name = forms.CharField(
+        label="What is it for?", max_length=80, help_text="For example the name of the machine that will use it."
+    )
+
+
+class ManyFilesInput(forms.ClearableFileInput):
+    allow_multiple_selected = True
+
+
+class ManyFiles(forms.FileField):
+    """Zero or more uploaded files."""
+
+    widget = ManyFilesInput
+
+    def clean(self, data: Any, initial: Any = None) -> list[Upload]:
+        single = super().clean
+        if isinstance(data, list | tuple):
+            return [single(each, initial) for each in data]
+        return [single(data, initial)] if data else []
+
+
+class SubmitForm(Accessible):
+    """A new job: its files, and either the fields or a pasted labapex.yaml."""
+
+    mode = forms.ChoiceField(
+        choices=[("fields", "Fill in the fields"), ("yaml", "Paste a labapex.yaml")], initial="fields"
+    )
+    script = forms.FileField(
+        label="Script", help_text="The Python file that trains, unmodified.", allow_empty_file=True
+    )
+    code = ManyFiles(
+        label="Further code files", required=False, help_text="Modules that the script imports; they lie beside it."
+    )
+    data_files = ManyFiles(label="Data files", required=False)
+    data_folder = ManyFiles(label="… or a folder of data", required=False)
+    data_paths = forms.CharField(required=False, widget=forms.HiddenInput)
+    name = forms.CharField(label="Name", max_length=80, required=False, help_text="Empty: the script's name.")
+    args = forms.CharField(
+        label="Arguments",
+        required=False,
+        max_length=4096,
+        help_text="As in a shell. {epochs} becomes the number of epochs.",
+    )
+    folder = forms.CharField(
+        label="Data folder's name",
+        required=False,
+        initial="data",
+        max_length=400,
+        help_text="Where the script looks for its data.",
+    )
+    epochs = forms.IntegerField(
+        label="Epochs", required=False, initial=3, help_text="E: each verified epoch is paid on its own."
+    )
+    iterations_per_epoch = forms.IntegerField(
+        label="Iterations an epoch", required=False, help_text="Only for a loop without a DataLoader; else it is found."
+    )
+    checkpoint_every = forms.IntegerField(
+        label="Commit every … iterations",
+        required=False,
+        initial=10,
+        help_text="k: smaller means cheaper checks and more states.",
+    )
+    budget = forms.CharField(label="Budget, credits", required=False, help_text="Held at submission and never passed.")
+    document = forms.CharField(
+        label="labapex.yaml",
+        required=False,
+        max_length=MAX_YAML,
+        widget=forms.Textarea(attrs={"spellcheck": "false", "autocapitalize": "off"}),
+        help_text="The file that `labapex run` reads, as it is.",
+    )
+    key = forms.UUIDField(widget=forms.HiddenInput, initial=uuid.uuid4)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["budget"].widget.attrs["inputmode"] = "decimal"
+        self.fields["data_folder"].widget.attrs["webkitdirectory"] = True
+        self.fields["script"].widget.attrs["accept"] = ".py"
+        for name in ("data_files", "data_folder"):
+            self.fields[name].help_text = f"Up to {settings.LABAPEX.data_limit_bytes >> 20:,} MiB in all."
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean() or {}
+        given["spec"] = spec = self._spec(given)
+        if spec is not None and not self.errors:
+            given["files"] = self._files(given, spec)
+        return given
+
+    def _spec(self, given: dict[str, Any]) -> JobSpec | None:
+        if given.get("mode") == "yaml":
+            return self._pasted(given)
+        script = given.get("script")
+        wanted: dict[str, Any] = {"script": script.name if script else "train.py"}
+        wanted["name"] = given.get("name") or PurePosixPath(wanted["script"]).stem
+        for field, missing in (
+            ("epochs", "How many epochs are to be trained? At least 1."),
+            ("budget", "What may the job cost at most? For example 2.5."),
+        ):
+            if given.get(field) in (None, "") and field not in self.errors:
+                self.add_error(field, missing)
+            wanted[field] = given.get(field)
+        for field in ("iterations_per_epoch", "checkpoint_every"):
+            if given.get(field) is not None:
+                wanted[field] = given[field]
+        if given.get("data_files") or given.get("data_folder"):
+            wanted["data"] = given.get("folder") or "data"
+        try:
+            wanted["args"] = tuple(shlex.split(given.get("args") or ""))
+        except ValueError as error:
+            self.add_error("args", f"This cannot be split into arguments ({error}): close each quotation mark.")
+        if self.errors:
+            return None
+        try:
+            return JobSpec.model_validate(wanted)
+        except ValidationError as error:
+            for complaint in error.errors(include_input=False):
+                field = str(complaint["loc"][0]) if complaint["loc"] else ""
+                field = "folder" if field == "data" else field
+                self.add_error(field if field in self.fields else None, _sentence(complaint["msg"]))
+            return None
+
+    def _pasted(self, given: dict[str, Any]) -> JobSpec | None:
+        if "document" in self.errors:
+            return None
+        try:
+            return parse_spec(yaml.safe_load(given.get("document") or ""))
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            self.add_error(
+                "document", f"This is not YAML{where}: {getattr(error, 'problem', None) or 'it cannot be read'}."
+            )
+        except UsageError as error:
+            self.add_error("document", _sentence(str(error)))
+        except RecursionError:
+            self.add_error("document", "This YAML is nested too deeply.")
+        return None
+
+    def _files(self, given: dict[str, Any], spec: JobSpec) -> dict[str, list[tuple[str, Upload]]]:
+        """The uploaded files by the path that they will have in the job's folder."""
+        code = [(spec.script, given["script"])]
+        if PurePosixPath(spec.script).name != given["script"].name:
+            self.add_error("script", f"labapex.yaml names {spec.script}, but {given['script'].name} was chosen here.")
+        code += [(file.name or "", file) for file in given["code"]]
+        folder = [*zip(self._relative(given), given["data_folder"], strict=True)] if given["data_folder"] else []
+        data = [
+            (f"{spec.data}/{path}", file) for path, file in [*((f.name or "", f) for f in given["data_files"]), *folder]
+        ]
+        if data and spec.data is None:
+            self.add_error("document", "Data was chosen, but labapex.yaml names no data folder: add 'data: data'.")
+        limits = settings.LABAPEX
+        for field, files, limit in (
+            ("code", code, limits.code_limit_bytes),
+            ("data_files", data, limits.data_limit_bytes),
+        ):
+            total = sum(file.size or 0 for _, file in files)
+            if total > limit:
+                self.add_error(field, f"{total:,} bytes are too many: at most {limit:,} are accepted.")
+            if len(files) > MAX_FILES:
+                self.add_error(
+                    field, f"{len(files):,} files are too many: at most {MAX_FILES:,}. Pack them into fewer."
+                )
+        return {"code": code, "data": data}
+
+    def _relative(self, given: dict[str, Any]) -> list[str]:
+        """Where the files of a chosen folder lie below it. The page's script says so: a browser sends bare names."""
+        files = given["data_folder"]
+        try:
+            paths = json.loads(given.get("data_paths") or "null")
+        except (ValueError, RecursionError):
+            paths = None
+        if not isinstance(paths, list) or len(paths) != len(files) or not all(isinstance(path, str) for path in paths):
+            return [file.name or "" for file in files]
+        return [path.partition("/")[2] or path for path in paths]
+
+    def upload(self, owner: User) -> JobRequest:
+        """Store the files and make the request. Raises `Refused` and `pydantic.ValidationError` like the REST doors."""
+        files = self.cleaned_data["files"]
+        return JobRequest(
+            spec=self.cleaned_data["spec"],
+            bundle=Bundle(code=_parts(owner, files["code"]), data=_parts(owner, files["data"])),
+        )
+
+
+def _parts(owner: User, files: Iterable[tuple[str, Upload]]) -> tuple[Part, ...]:
+    parts = []
+    for path, file in files:
+        digest = hashlib.sha256()
+        for chunk in file.chunks():
+            digest.update(chunk)
+        part = Part(path=path, digest=digest.hexdigest(), size=file.size or 0)
+        file.seek(0)
+        blobs.store(owner, part.digest, file, size=part.size)
+        parts.append(part)
+    return tuple(parts)
+
+
+def _sentence(complaint: str) -> str:
+    text = complaint.removeprefix("Value error, ").strip()
+    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "?", "!")) else ".")

@@ -1,0 +1,302 @@
+// The three charts of a run: loss against iterations, utilisation and memory against time, under one cursor.
+//
+// A zoom belongs to the reader: new points are drawn into it and never move it. The two charts against time share it.
+
+import uPlot from "../vendor/uplot/uPlot.esm.js";
+import { bytes, clock, count, figure } from "./format.js";
+
+const STEPS_SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 172800];
+const STEPS_BYTES = Array.from({ length: 50 }, (_, power) => 2 ** power);
+
+const probe = document.createElement("span");
+probe.hidden = true;
+document.body.append(probe);
+function colour(name) { // a custom property with light-dark() has a value only where it is used
+  probe.style.color = `var(--${name})`;
+  return getComputedStyle(probe).color;
+}
+
+class Chart {
+  constructor(box, { label, series, x, y, draw, readout, log }) {
+    Object.assign(this, { box, label, series, x, y, drawOver: draw, readout, log });
+    this.zoomed = false;
+    this.data = [[], ...series.map(() => [])];
+    this.onCursor = () => {};
+    this.onZoom = () => {};
+    this.#build();
+    new ResizeObserver(() => {
+      const { width, height } = this.#size();
+      if (width && (width !== this.plot.width || height !== this.plot.height)) this.plot.setSize({ width, height });
+    }).observe(box);
+    box.addEventListener("keydown", (event) => this.#key(event));
+    box.addEventListener("blur", () => this.#moved(null));
+  }
+
+  #size() { return { width: this.box.clientWidth, height: this.box.clientHeight }; }
+
+  #build() {
+    const kept = this.plot && this.zoomed ? { min: this.plot.scales.x.min, max: this.plot.scales.x.max } : null;
+    this.plot?.destroy();
+    const axis = {
+      stroke: colour("muted"), grid: { stroke: colour("grid"), width: 1 }, ticks: { show: false },
+      font: `12px ${getComputedStyle(document.body).fontFamily}`, gap: 6,
+    };
+    this.plot = new uPlot({
+      ...this.#size(),
+      padding: [10, 8, 0, 0],
+      legend: { show: false },
+      cursor: {
+        y: false, drag: { x: true, y: false, dist: 6 }, points: { size: 7, fill: colour("surface") },
+        bind: { dblclick: () => () => { this.reset(); return null; } },
+      },
+      scales: { x: { time: false }, y: this.log ? { distr: 3 } : { range: this.y.range } },
+      axes: [
+        { ...axis, size: 34, ...this.x.axis },
+        { ...axis, size: 62, ...(this.log ? {} : this.y.axis), values: (_, splits) => splits.map((v) => v === null ? "" : this.y.format(v)) },
+      ],
+      series: [{}, ...this.series.map((line) => ({
+        stroke: () => colour(line.colour()), fill: line.fill ? () => colour(line.fill) : undefined,
+        width: line.width ?? 1.75, spanGaps: false, points: { show: line.points ?? false }, show: line.show?.() ?? true,
+      }))],
+      hooks: {
+        setCursor: [(plot) => { if (!this.told) this.#moved(plot.cursor.idx ?? null); }],
+        setSelect: [(plot) => { if (plot.select.width > 0) this.#zoomedTo(plot.posToVal(plot.select.left, "x"), plot.posToVal(plot.select.left + plot.select.width, "x")); }],
+        setScale: [(plot, key) => { if (key === "x") this.#describe(); }],
+        draw: this.drawOver ? [(plot) => this.drawOver(plot, colour)] : [],
+      },
+    }, this.data, this.box);
+    if (kept) this.plot.setScale("x", kept);
+  }
+
+  setData(data) {
+    this.data = data;
+    if (this.zoomed) { this.plot.setData(data, false); this.plot.redraw(); }
+    else this.plot.setData(data);
+    this.box.querySelector(".waiting")?.toggleAttribute("hidden", data[0].length > 0);
+    this.#describe();
+    const at = this.plot.cursor.idx;
+    this.readout(at !== undefined && at !== null && at < data[0].length ? at : null);
+  }
+
+  rebuild() { this.#build(); this.#describe(); }
+
+  setLog(on) { this.log = on; this.rebuild(); }
+
+  reset() {
+    this.zoomed = false;
+    this.plot.setData(this.data);
+    this.#describe();
+    this.onZoom(null);
+  }
+
+  // Follow another chart, without telling it in turn.
+  follow(range) {
+    this.zoomed = range !== null;
+    if (range) this.plot.setScale("x", { min: range[0], max: range[1] });
+    else this.plot.setData(this.data);
+    this.#describe();
+  }
+
+  point(value) {
+    this.told = true;
+    const inside = value !== null && this.data[0].length && value >= this.plot.scales.x.min && value <= this.plot.scales.x.max;
+    this.plot.setCursor(inside ? { left: this.plot.valToPos(value, "x"), top: 0 } : { left: -10, top: -10 });
+    this.told = false;
+    this.readout(inside ? this.plot.valToIdx(value) : null);
+  }
+
+  #zoomedTo(min, max) {
+    this.zoomed = true;
+    queueMicrotask(() => { this.#describe(); this.onZoom([min, max]); });
+  }
+
+  #moved(idx) {
+    this.readout(idx);
+    this.onCursor(idx === null ? null : this.data[0][idx]);
+  }
+
+  // For readers without the picture, and for anything that asks the page what it shows.
+  #describe() {
+    if (!this.plot) return;
+    const { min, max } = this.plot.scales.x;
+    this.box.dataset.points = this.data[0].length;
+    this.box.dataset.zoomed = this.zoomed;
+    this.box.dataset.min = min ?? "";
+    this.box.dataset.max = max ?? "";
+    this.box.setAttribute("aria-label", this.label(this.data));
+  }
+
+  #key(event) {
+    const x = this.data[0];
+    if (!x.length || event.ctrlKey || event.metaKey || event.altKey) return;
+    const { min, max } = this.plot.scales.x;
+    const low = this.plot.valToIdx(min), high = this.plot.valToIdx(max);
+    const at = Math.min(Math.max(this.plot.cursor.idx ?? high, low), high);
+    const stride = Math.max(1, Math.round((high - low) / (event.shiftKey ? 10 : 200)));
+    const go = (idx) => this.plot.setCursor({ left: this.plot.valToPos(x[Math.min(Math.max(idx, low), high)], "x"), top: 0 });
+    const zoom = (factor) => {
+      const centre = x[at], range = [Math.max(x[0], centre - (centre - min) * factor), Math.min(x[x.length - 1], centre + (max - centre) * factor)];
+      if (range[1] - range[0] < 1e-9 || range[0] <= x[0] && range[1] >= x[x.length - 1]) { this.reset(); return; }
+      this.zoomed = true;
+      this.plot.setScale("x", { min: range[0], max: range[1] });
+      this.onZoom(range);
+    };
+    const keys = {
+      ArrowLeft: () => go(at - stride), ArrowRight: () => go(at + stride), Home: () => go(low), End: () => go(high),
+      "+": () => zoom(0.5), "=": () => zoom(0.5), "-": () => zoom(2), 0: () => this.reset(), Escape: () => this.reset(),
+    };
+    if (!keys[event.key]) return;
+    event.preventDefault();
+    keys[event.key]();
+  }
+}
+
+// -- what is drawn over the loss: the epochs' ends, and a cross where the loss was no number ---------------------------
+
+function epochs(plot, colour, run) {
+  if (!run.perEpoch || !run.job) return;
+  const { ctx, bbox } = plot, scale = devicePixelRatio;
+  const left = Math.max(1, Math.ceil(plot.scales.x.min / run.perEpoch)), right = Math.min(run.job.spec.epochs, Math.floor(plot.scales.x.max / run.perEpoch));
+  if (!(right >= left)) return;
+  const gap = (plot.valToPos(run.perEpoch, "x", true) - plot.valToPos(0, "x", true)) / scale;
+  const stride = Math.max(1, Math.ceil(8 / gap)), labels = stride * Math.max(1, Math.ceil(64 / (gap * stride)));
+  ctx.save();
+  ctx.strokeStyle = colour("epoch");
+  ctx.fillStyle = colour("muted");
+  ctx.lineWidth = scale;
+  ctx.setLineDash([3 * scale, 3 * scale]);
+  ctx.font = `${11 * scale}px ${getComputedStyle(document.body).fontFamily}`;
+  ctx.textAlign = "right";
+  for (let epoch = Math.ceil(left / stride) * stride; epoch <= right; epoch += stride) {
+    const x = Math.round(plot.valToPos(epoch * run.perEpoch, "x", true));
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+    if (epoch % labels === 0 && x - bbox.left > 56 * scale) ctx.fillText(`epoch ${epoch}`, x - 4 * scale, bbox.top + 11 * scale);
+  }
+  ctx.restore();
+}
+
+function crosses(plot, colour, run) {
+  if (!run.missing.length) return;
+  const { ctx, bbox } = plot, scale = devicePixelRatio, y = bbox.top + bbox.height - 9 * scale, arm = 4 * scale;
+  ctx.save();
+  ctx.strokeStyle = colour("bad");
+  ctx.lineWidth = 1.75 * scale;
+  ctx.beginPath();
+  let before = -Infinity;
+  for (const iteration of run.missing) {
+    const x = plot.valToPos(iteration, "x", true);
+    if (x < bbox.left || x > bbox.left + bbox.width || x - before < 2 * arm) continue;
+    before = x;
+    ctx.moveTo(x - arm, y - arm); ctx.lineTo(x + arm, y + arm);
+    ctx.moveTo(x - arm, y + arm); ctx.lineTo(x + arm, y - arm);
+  }
+  ctx.stroke();
+  ctx.restore();
+}
+
+// -- the three together ------------------------------------------------------------------------------------------------
+
+const part = (name, value, kind = "") => {
+  const node = document.createElement("span");
+  if (kind) node.className = kind;
+  const strong = document.createElement("b");
+  strong.textContent = value;
+  node.append(name ? `${name} ` : "", strong);
+  return node;
+};
+
+export class Charts {
+  constructor(run, boxes, readouts) {
+    this.run = run;
+    const seconds = { axis: { incrs: STEPS_SECONDS, values: (_, splits) => splits.map(clock), space: 70 } };
+    const smoothed = () => run.smoothing > 0;
+    this.loss = new Chart(boxes.loss, {
+      label: ([x, y]) => x.length
+        ? `Training loss against iterations: ${count(x.length)} points, last ${figure(y[y.length - 1])}. Arrow keys move the cursor, plus and minus zoom, 0 shows all.`
+        : "Training loss against iterations: no points yet.",
+      series: [
+        { colour: () => (smoothed() ? "loss-raw" : "loss"), width: 1.25 },
+        { colour: () => "loss", width: 2.25 },
+      ],
+      x: { axis: { incrs: [1, 2, 5].flatMap((m) => Array.from({ length: 9 }, (_, p) => m * 10 ** p)).sort((a, b) => a - b), values: (_, splits) => splits.map(count), space: 70 } },
+      y: { format: (v) => (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(0) : String(Number(v.toPrecision(6)))) },
+      draw: (plot, paint) => { epochs(plot, paint, run); crosses(plot, paint, run); },
+      readout: (idx) => this.#lossReadout(readouts.loss, idx),
+    });
+    this.utilisation = new Chart(boxes.utilisation, {
+      label: ([x, y]) => x.length ? `${this.device()} utilisation against time: last ${figure(y[y.length - 1])} percent.` : "Utilisation against time: no samples yet.",
+      series: [{ colour: () => "util", fill: "util-fill" }],
+      x: seconds,
+      y: { range: [0, 100], format: (v) => `${v} %`, axis: { incrs: [25, 50], space: 24 } },
+      readout: (idx) => this.#sampleReadout(readouts.utilisation, idx, (sample) => [part("", `${figure(Math.round(sample.utilisation * 10) / 10)} %`)]),
+    });
+    this.memory = new Chart(boxes.memory, {
+      label: ([x, y]) => x.length ? `${this.device()} memory against time: last ${bytes(y[y.length - 1] ?? 0)}.` : "Memory against time: no samples yet.",
+      series: [{ colour: () => "memory", fill: "memory-fill" }],
+      x: seconds,
+      y: { range: (_, __, max) => [0, (max || 1) * 1.15], format: bytes, axis: { incrs: STEPS_BYTES, space: 32 } },
+      readout: (idx) => this.#sampleReadout(readouts.memory, idx, (sample) => [part("", bytes(sample.memory)), part("of", bytes(sample.memory_total))]),
+    });
+    this.#link();
+  }
+
+  device() { return this.run.source === "nvml" ? "GPU" : "CPU"; }
+
+  #link() {
+    const { loss, utilisation, memory, run } = this;
+    loss.onCursor = (iteration) => {
+      const time = iteration === null ? null : run.timeOf(iteration);
+      for (const chart of [utilisation, memory]) chart.point(time === null ? null : time - run.start);
+    };
+    for (const [chart, other] of [[utilisation, memory], [memory, utilisation]]) {
+      chart.onCursor = (time) => {
+        other.point(time);
+        loss.point(time === null ? null : run.iterationOf(time + run.start));
+      };
+      chart.onZoom = (range) => { other.follow(range); };
+    }
+    for (const event of ["labapex:theme"]) document.addEventListener(event, () => this.all((chart) => chart.rebuild()));
+  }
+
+  all(action) { for (const chart of [this.loss, this.utilisation, this.memory]) action(chart); }
+
+  drawLoss() {
+    const { run } = this;
+    const positive = (values) => values.map((value) => (value !== null && value > 0 ? value : null)); // log axes know no zero
+    const raw = this.loss.log ? positive(run.losses) : run.losses;
+    const smooth = run.smoothing > 0 ? (this.loss.log ? positive(run.smooth) : run.smooth) : run.losses.map(() => null);
+    this.loss.setData([run.iterations, raw, smooth]);
+  }
+
+  drawSamples() {
+    const [time, utilisation, memory] = this.run.columns();
+    this.utilisation.setData([time, utilisation]);
+    this.memory.setData([time, memory]);
+  }
+
+  restart() { this.all((chart) => { chart.zoomed = false; }); }
+
+  #lossReadout(box, idx) {
+    const { run } = this;
+    const at = idx ?? run.losses.length - 1;
+    if (at < 0) { box.replaceChildren(); return; }
+    const value = run.losses[at], epoch = run.epochOf(at), parts = [part(idx === null ? "latest: iteration" : "iteration", count(at))];
+    if (epoch) parts.push(part("epoch", String(epoch)));
+    parts.push(value === null ? part("", "loss is not a finite number", "bad") : part("loss", figure(value)));
+    if (run.smoothing > 0 && run.smooth[at] !== null) parts.push(part("smoothed", figure(run.smooth[at])));
+    if (run.missing.length) parts.push(part("", `${count(run.missing.length)} not finite ✕`, "bad"));
+    box.replaceChildren(...parts);
+  }
+
+  #sampleReadout(box, idx, figures) {
+    const { run } = this;
+    const time = idx === null ? null : this.utilisation?.data[0][idx] ?? null;
+    const sample = time === null ? run.samples[run.samples.length - 1] : run.samples.find((s) => s.at - run.start === time);
+    if (!sample) { box.replaceChildren(...(time === null ? [] : [part("", "no sample here")])); return; }
+    const at = new Date(sample.at * 1000).toLocaleTimeString();
+    box.replaceChildren(...figures(sample), part(idx === null ? "latest, after" : "after", clock(sample.at - run.start)), part("at", at));
+  }
+}

@@ -1,0 +1,29 @@
+"""The portal's addresses. A job's page is `/jobs/<uuid>/`."""
+
+from __future__ import annotations
+
+from django.contrib.auth import views as auth
+from django.urls import path
+
+from labapex_server.web.views import account, billing, jobs, workers
+
+app_name = "web"
+urlpatterns = [
+    path("", jobs.index, name="index"),
+    path("login/", account.SignIn.as_view(), name="sign-in"),
+    path("logout/", auth.LogoutView.as_view(), name="sign-out"),
+    path("signup/", account.sign_up, name="sign-up"),
+    path("tokens/", account.tokens, name="tokens"),
+    path("tokens/<int:token_id>/revoke/", account.revoke, name="revoke-token"),
+    path("jobs/", jobs.listing, name="jobs"),
+    path("jobs/new/", jobs.new, name="new-job"),
+    path("jobs/<uuid:job_id>/", jobs.live, name="job"),
+    path("jobs/<uuid:job_id>/timeline/", jobs.timeline, name="timeline"),
+    path("jobs/<uuid:job_id>/clock/", jobs.clock, name="clock"),
+    path("jobs/<uuid:job_id>/stop/", jobs.stop, name="stop-job"),
+    path("jobs/<uuid:job_id>/verdict/", jobs.verdict, name="verdict"),
+    path("jobs/<uuid:job_id>/verdict.json", jobs.verdict_json, name="verdict-json"),
+    path("workers/", workers.listing, name="workers"),
+    path("workers/code/", workers.code, name="new-code"),
+    path("billing/", billing.overview, name="billing"),
+]

@@ -1,0 +1,66 @@
+"""Signing in and up, and the tokens of a person's programs."""
+
+from __future__ import annotations
+
+from django.contrib import messages
+from django.contrib.auth import login
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import LoginView
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_http_methods, require_POST
+
+from labapex_server.accounts import services as accounts
+from labapex_server.web.forms import SignInForm, SignUpForm, TokenForm
+from labapex_server.web.views.common import user_of
+
+
+class SignIn(LoginView):
+    """Django's own sign-in, which takes as long for an unknown name as for a wrong password."""
+
+    template_name = "web/sign_in.html"
+    authentication_form = SignInForm
+    redirect_authenticated_user = True
+
+
+@sensitive_post_parameters()
+@never_cache
+@require_http_methods(["GET", "POST"])
+def sign_up(request: HttpRequest) -> HttpResponse:
+    if request.user.is_authenticated:
+        return redirect("web:jobs")
+    form = SignUpForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        user = accounts.create_user(form.cleaned_data["username"], password=form.cleaned_data["password1"])
+        login(request, user, backend="django.contrib.auth.backends.ModelBackend")
+        return redirect("web:jobs")
+    return render(request, "web/sign_up.html", {"form": form}, status=422 if form.errors else 200)
+
+
+@never_cache
+@login_required
+@require_http_methods(["GET", "POST"])
+def tokens(request: HttpRequest) -> HttpResponse:
+    """The list, and a new token's secret: in the answer to the POST and nowhere else."""
+    form = TokenForm(request.POST or None)
+    secret = None
+    if request.method == "POST" and form.is_valid():
+        secret = accounts.issue_token(user_of(request), name=form.cleaned_data["name"])
+        form = TokenForm()
+    listed = user_of(request).tokens.order_by("-created_at")
+    return render(
+        request,
+        "web/tokens.html",
+        {"form": form, "tokens": listed, "secret": secret},
+        status=422 if form.errors else 200,
+    )
+
+
+@login_required
+@require_POST
+def revoke(request: HttpRequest, token_id: int) -> HttpResponse:
+    if accounts.revoke_token(user_of(request), token_id=token_id):
+        messages.success(request, "The token is revoked: programs that use it are refused from now on.")
+    return redirect("web:tokens")

@@ -1,0 +1,40 @@
+"""What a person has, what is promised, and where each credit went."""
+
+from __future__ import annotations
+
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.db.models import Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_GET
+
+from labapex.protocol.states import END_STATES
+from labapex_server.jobs.models import Job
+from labapex_server.ledger import services as ledger
+from labapex_server.ledger.models import Transfer
+from labapex_server.web.views.common import PAGE, user_of
+
+
+@login_required
+@require_GET
+def overview(request: HttpRequest) -> HttpResponse:
+    account = ledger.account_of(user_of(request))
+    transfers = (
+        Transfer.objects.filter(Q(debit=account) | Q(credit=account))
+        .select_related("debit__user", "credit__user")
+        .order_by("-created_at", "id")
+    )
+    page = Paginator(transfers, PAGE).get_page(request.GET.get("page"))
+    mine = set(
+        Job.objects.filter(owner=user_of(request), pk__in=[t.job for t in page if t.job]).values_list("pk", flat=True)
+    )
+    rows = [{"transfer": t, "incoming": t.credit_id == account.pk, "linked": t.job in mine} for t in page]
+    ended = (
+        Job.objects.filter(owner=user_of(request), state__in=END_STATES, hold__isnull=False)
+        .select_related("hold")
+        .order_by("-created_at")[:PAGE]
+    )
+    receipts = [{"job": job, "outcome": ledger.outcome(job.hold)} for job in ended]
+    context = {"balance": ledger.balance(account), "page": page, "rows": rows, "receipts": receipts}
+    return render(request, "web/billing.html", context)

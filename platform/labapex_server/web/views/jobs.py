@@ -1,0 +1,142 @@
+"""Jobs: the list, the form, the live page with its two fragments, the verdict."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect, render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from pydantic import ValidationError
+
+from labapex.errors import LabApexError
+from labapex.protocol.canonical import explain
+from labapex.protocol.states import JobState
+from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Job
+from labapex_server.jobs.view import viewable
+from labapex_server.ledger import services as ledger
+from labapex_server.lib.errors import Refused
+from labapex_server.web import reads, words
+from labapex_server.web.forms import SubmitForm
+from labapex_server.web.views.common import PAGE, own_job, user_of
+
+
+@require_GET
+def index(request: HttpRequest) -> HttpResponse:
+    return redirect("web:jobs")
+
+
+@login_required
+@require_GET
+def listing(request: HttpRequest) -> HttpResponse:
+    """The newest jobs first; the table alone where the page asks for it again."""
+    mine = viewable(Job.objects.filter(owner=user_of(request))).order_by("-created_at", "id")
+    page = Paginator(mine, PAGE).get_page(request.GET.get("page"))
+    template = "web/_jobs.html" if request.headers.get("HX-Request") else "web/jobs.html"
+    return render(request, template, {"page": page, "rows": reads.rows(list(page))})
+
+
+@never_cache
+@login_required
+@require_http_methods(["GET", "POST"])
+def new(request: HttpRequest) -> HttpResponse:
+    form = SubmitForm(request.POST, request.FILES) if request.method == "POST" else SubmitForm()
+    if request.method == "POST" and form.is_valid():
+        try:
+            job = jobs.submit(
+                user_of(request),
+                request=form.upload(user_of(request)),
+                idempotency_key=f"web:{form.cleaned_data['key']}",
+            )
+        except ValidationError as error:
+            form.add_error(None, f"{explain(error)}. Rename or leave out this file.")
+        except LabApexError as error:
+            form.add_error(*_place(error))
+        else:
+            return redirect("web:job", job_id=job.pk)
+    return render(request, "web/submit.html", {"form": form.accessible()}, status=422 if form.errors else 200)
+
+
+def _place(error: LabApexError) -> tuple[str | None, str]:
+    """A service's refusal beside the field that it names."""
+    text = str(error)
+    field, found, rest = text.partition(": ")
+    places = {"budget": "budget", "script": "script", "data": "data_files"}
+    if found and field in places:
+        return places[field], rest[:1].upper() + rest[1:] + "."
+    return ("budget" if text.startswith("the budget") else None), text[:1].upper() + text[1:] + "."
+
+
+@login_required
+@require_GET
+def live(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    job = own_job(request, job_id)
+    return render(request, "web/job.html", {"job": job, "words": words.for_page(), **_timeline(job)})
+
+
+@never_cache
+@login_required
+@require_GET
+def timeline(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    return render(request, "web/_timeline.html", _timeline(own_job(request, job_id)))
+
+
+def _timeline(job: Job) -> dict[str, object]:
+    signed = reads.signed_verdict(job)
+    return {
+        "job": job,
+        "steps": reads.timeline(job),
+        "ended": JobState(job.state).ended,
+        "verdict": signed.verdict if signed else None,
+    }
+
+
+@never_cache
+@login_required
+@require_GET
+def clock(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """When iterations were done: {"knots": [[iteration, Unix time], ..]} for iterations past `after`."""
+    job = own_job(request, job_id)
+    try:
+        after = int(request.GET.get("after", "-1"))
+    except ValueError:
+        after = -1
+    return JsonResponse({"knots": reads.clock(job, after=max(-1, min(after, 2**62)))})
+
+
+@login_required
+@require_POST
+def stop(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    try:
+        jobs.stop(own_job(request, job_id))
+    except Refused as error:
+        messages.error(request, str(error))
+    return redirect("web:job", job_id=job_id)
+
+
+@login_required
+@require_GET
+def verdict(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    job = own_job(request, job_id)
+    signed = reads.signed_verdict(job)
+    if signed is None:
+        raise Http404("this job has no verdict yet")
+    context = {"job": job, "signed": signed, "verdict": signed.verdict, "money": ledger.outcome(job.hold)}
+    return render(request, "web/verdict.html", context)
+
+
+@login_required
+@require_GET
+def verdict_json(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """The signed verdict as a file that `labapex verify` and any JSON reader take."""
+    signed = reads.signed_verdict(own_job(request, job_id))
+    if signed is None:
+        raise Http404("this job has no verdict yet")
+    response = HttpResponse(signed.model_dump_json(indent=2), content_type="application/json")
+    response["Content-Disposition"] = f'attachment; filename="verdict-{job_id}.json"'
+    return response

@@ -1,0 +1,62 @@
+"""The fleet of a host: how it is, what it earned, and how one more machine joins it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.db.models import Count, Q
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_POST
+
+from labapex_server.lib import clock
+from labapex_server.marketplace.models import LIVE
+from labapex_server.web import reads
+from labapex_server.web.views.common import user_of
+from labapex_server.workers import services as workers
+
+
+def _fleet(request: HttpRequest) -> dict[str, Any]:
+    rows = list(
+        user_of(request)
+        .workers.annotate(
+            busy=Count("leases", filter=Q(leases__state__in=LIVE)),
+            verified=Count("leases", filter=Q(leases__verdict__document__verdict="verified")),
+            rejected=Count("leases", filter=Q(leases__verdict__document__verdict="rejected")),
+        )
+        .order_by("name", "created_at")
+    )
+    silent_since = clock.after(-settings.LABAPEX.lease_seconds)
+    earned = reads.earnings([worker.pk for worker in rows], user_of(request))
+    fleet = []
+    for worker in rows:
+        if worker.banned:
+            health = ("bad", "banned")
+        elif worker.last_seen_at is None:
+            health = ("", "never connected")
+        elif worker.last_seen_at < silent_since:
+            health = ("warn", "silent")
+        else:
+            health = ("active", "training") if worker.busy else ("good", "ready")
+        fleet.append({"worker": worker, "health": health, "earned": earned.get(worker.pk, 0)})
+    return {"fleet": fleet, "total": sum(earned.values())}
+
+
+@login_required
+@require_GET
+def listing(request: HttpRequest) -> HttpResponse:
+    template = "web/_fleet.html" if request.headers.get("HX-Request") else "web/workers.html"
+    return render(request, template, _fleet(request))
+
+
+@never_cache
+@login_required
+@require_POST
+def code(request: HttpRequest) -> HttpResponse:
+    """A new enrolment code with the commands that use it, shown in this one answer."""
+    secret, expires = workers.new_code(user_of(request))
+    context = {"code": secret, "expires": expires, "platform": settings.LABAPEX.public_url.rstrip("/")}
+    return render(request, "web/workers.html", _fleet(request) | context)
