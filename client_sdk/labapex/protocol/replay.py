@@ -92,6 +92,7 @@ class ReplayReport(Message):
 
     problem: str | None = Field(default=None, max_length=20_000)
     environment: Environment | None = None
+    mismatched: tuple[int, ...] = ()  # leaves whose opened state is not the committed one
     initial_state: Digest | None = None  # recomputed from the contract's seed
     reference_distance: float | None = None  # d_ref: l2 between this and another seed's initial parameters
     batches: tuple[Digest, ...] | None = None  # of every segment, from the seed alone; None: no loader

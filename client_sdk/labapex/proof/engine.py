@@ -1,0 +1,73 @@
+"""The door to recording and replay, for a process that was started for one of them. Import it only there: it needs torch.
+
+`determinism.pin(threads)` must be in the process's environment before this module is imported.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+from labapex.errors import TrainingFailed
+from labapex.proof import preflight as _preflight
+from labapex.proof.record import Recorder
+from labapex.proof.replay import replay as _replay
+from labapex.proof.runtime import Engine
+from labapex.proof.sink import Sink
+from labapex.protocol.contract import Contract, Environment
+from labapex.protocol.replay import PreflightReport, PreflightRequest, ReplayReport, ReplayRequest
+
+
+def train(*, contract: Contract, folder: Path, sink: Sink) -> None:
+    """Run the contract's script in `folder`/work, recorded: states go to `folder`/states, all else to the sink.
+
+    Runs the script in this very process, which is patched for it: call it once. Raises `TrainingFailed` with the
+    script's traceback, or where the script did not make the contract's number of iterations.
+    """
+    (folder / "states").mkdir(mode=0o700, exist_ok=True)
+    recorder = Recorder(contract, folder / "states", sink)
+    engine = Engine.under(contract, folder / "work", recorder)
+    try:
+        engine.run(contract.threads)
+    except TrainingFailed:
+        recorder.drain()
+        raise
+    recorder.close(engine)
+
+
+def preflight(*, request: PreflightRequest, folder: Path) -> PreflightReport:
+    """Try the script in `folder`/work; each run in a forked child. The report says what to mend, or the facts."""
+    return _preflight.preflight(request=request, folder=folder, environment=environment(request.threads))
+
+
+def replay(*, request: ReplayRequest, folder: Path) -> ReplayReport:
+    """Replay segments of a run from the states in `folder`/states; each round in a forked child."""
+    report = _replay(request=request, folder=folder)
+    return report.model_copy(update={"environment": environment(request.contract.threads)})
+
+
+def environment(threads: int) -> Environment:
+    """This host's class: two hosts with equal environments reproduce each other bit for bit."""
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        device, capability = f"cuda: {torch.cuda.get_device_name()}", f"{major}.{minor}"
+    else:
+        device, capability = f"cpu: {_cpu_model()}", torch.backends.cpu.get_cpu_capability()
+    return Environment(
+        python=".".join(platform.python_version_tuple()[:2]),
+        torch=torch.__version__,
+        device=device,
+        capability=capability,
+        threads=threads,
+    )
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,187 @@
+"""The handles that an instrumented script's loops hold: they count turns, announce each loop's top, and can be sought."""
+
+from __future__ import annotations
+
+import builtins
+import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Protocol
+
+from labapex.proof.loaders import Numbering, Pass
+
+
+class Watcher(Protocol):
+    """Who is told of loops: the engine."""
+
+    numbering: Numbering
+
+    def top(self, loop: Loop) -> None:
+        """`loop` is about to begin its next turn, or to end."""
+
+    def left(self, loop: Loop) -> None:
+        """`loop` ended, by whatever way."""
+
+
+class Loop:
+    """A loop that runs. `count` is the number of turns begun."""
+
+    def __init__(self, watcher: Watcher, name: str, frame: FrameType) -> None:
+        self.watcher = watcher
+        self.name = name
+        self.frame: FrameType | None = frame
+        self.count = 0
+        self.passes: list[Pass] = []
+
+    def exit(self) -> None:
+        self.watcher.left(self)
+        self.frame = None  # frame -> local variable -> loop -> frame would be a cycle
+        self.passes.clear()
+
+    def place(self) -> list[Any]:
+        return [self.name, self.count, [p.place() for p in self.passes]]
+
+    def seek(self, count: int, passes: list[list[Any]]) -> bool:
+        """Go on as if `count` turns had begun. False where this loop cannot: it needs a fresh run."""
+        self.count = count
+        return True
+
+
+class Turns(Loop):
+    """A `while` loop."""
+
+    def turn(self) -> bool:
+        self.watcher.top(self)
+        self.count += 1
+        return True
+
+
+class Each(Loop):
+    """A `for` loop."""
+
+    def __init__(self, watcher: Watcher, name: str, frame: FrameType, iterable: Any) -> None:
+        super().__init__(watcher, name, frame)
+        self.iterable = iterable
+        with _Collecting(self):
+            self.iterator = iter(iterable)
+
+    def exit(self) -> None:
+        super().exit()
+        self.iterator = iter(())  # lets go of a loader's worker processes
+
+    def __iter__(self) -> Each:
+        return self
+
+    def __next__(self) -> Any:
+        self.watcher.top(self)
+        with _Collecting(self):
+            item = next(self.iterator)
+        self.count += 1
+        return item
+
+    def seek(self, count: int, passes: list[list[Any]]) -> bool:
+        numbering = self.watcher.numbering
+        again = not isinstance(self.iterable, Iterator)
+        if not again and (count < self.count or (passes and self.count)):
+            return False  # a generator cannot go back
+        kept = dict(numbering.passes)
+        numbering.passes.update({stream: number for stream, number, _ in passes})
+        if again:
+            self.passes.clear()
+            with _Collecting(self):
+                self.iterator = iter(self.iterable)
+            self.count = 0
+        numbering.skipping = _takes_placeholders(self.iterable)
+        try:
+            with _Collecting(self):
+                while self.count < count:
+                    next(self.iterator)
+                    self.count += 1
+        except StopIteration:
+            return False
+        finally:
+            numbering.skipping = False
+        if len(self.passes) != len(passes):
+            return False
+        for each, place in zip(self.passes, passes, strict=True):
+            each.seek(*place)
+        numbering.passes = kept
+        return True
+
+
+class Enumerate:
+    """`enumerate`, but each `iter()` of it starts anew."""
+
+    def __init__(self, iterable: Any, start: int = 0) -> None:
+        self.iterable = iterable
+        self.start = start
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        return builtins.enumerate(iter(self.iterable), self.start)
+
+    def __len__(self) -> int:
+        return len(self.iterable)
+
+
+class Zip:
+    """`zip`, but each `iter()` of it starts anew."""
+
+    def __init__(self, *iterables: Any, strict: bool = False) -> None:
+        self.iterables = iterables
+        self.strict = strict
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return builtins.zip(*[iter(i) for i in self.iterables], strict=self.strict)
+
+
+class _Collecting:
+    """While a loop's iterator is made or advanced, passes over loaders that are created belong to this loop."""
+
+    stack: list[Loop] = []  # noqa: RUF012 - one for the process, on purpose: loops nest
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+
+    def __enter__(self) -> None:
+        self.stack.append(self.loop)
+
+    def __exit__(self, *exc: object) -> None:
+        self.stack.pop()
+
+
+def collect(each: Pass) -> str:
+    """A pass was created: it belongs to the loop whose iterator is at work, if there is one. Returns that loop's name."""
+    if not _Collecting.stack:
+        return ""
+    _Collecting.stack[-1].passes.append(each)
+    return _Collecting.stack[-1].name
+
+
+def _takes_placeholders(iterable: Any) -> bool:
+    """Whether what stands between a loop and its loaders hands items on without looking at them."""
+    if isinstance(iterable, Enumerate):
+        return _takes_placeholders(iterable.iterable)
+    if isinstance(iterable, Zip):
+        return all(_takes_placeholders(i) for i in iterable.iterables)
+    if type(iterable).__module__.startswith("tqdm"):
+        return _takes_placeholders(iterable.iterable)
+    return True if isinstance(iterable, range | list | tuple) else _is_loader(iterable)
+
+
+def _is_loader(iterable: Any) -> bool:
+    return hasattr(iterable, "_labapex_ordinal")
+
+
+def active(loops: dict[int, list[Loop]], frame: FrameType | None) -> list[Loop]:
+    """The loops that run right now as seen from `frame`, outermost first: those of the frames on the call stack."""
+    found: list[Loop] = []
+    while frame is not None:
+        found[:0] = loops.get(id(frame), [])
+        frame = frame.f_back
+    return found
+
+
+def caller(depth: int) -> FrameType:
+    return sys._getframe(depth + 1)
+
+

@@ -1,0 +1,167 @@
+"""The whole state of a run at one step, detached from the program: its digest, its file, its distances.
+
+A state is a `structure` (canonical JSON: every scalar, container and object the script keeps, with references to tensors by
+name) and the tensors. Its digest is the RFC 6962 Merkle root over: the header {structure, names, types, shapes}, then
+each tensor's bytes in chunks of 16 KiB. So any chunk can be opened by itself. Files are safetensors; the digest is over
+tensors and structure, not over the file, whose metadata is free to vary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from labapex.errors import MalformedInput
+from labapex.proof import merkle
+from labapex.protocol.canonical import canonical
+from labapex.protocol.replay import Distances
+
+CHUNK = 16 * 1024
+
+
+@dataclass
+class State:
+    """`tensors` are contiguous, on the CPU, detached; `parameters` names those that an optimizer trains."""
+
+    structure: dict[str, Any]
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    parameters: list[str] = field(default_factory=list)
+
+    def digest(self) -> str:
+        """The Merkle root over header and chunks, in hexadecimal."""
+        return merkle.root(self._chunks()).hex()
+
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.numel() * t.element_size() for t in self.tensors.values())
+
+    def _chunks(self) -> Iterator[bytes]:
+        names = sorted(self.tensors)
+        shapes = [[n, str(self.tensors[n].dtype), list(self.tensors[n].shape)] for n in names]
+        yield canonical({"structure": self.structure, "tensors": shapes, "parameters": sorted(self.parameters)})
+        for name in names:
+            raw = raw_bytes(self.tensors[name])
+            for start in range(0, len(raw), CHUNK):
+                yield bytes(raw[start : start + CHUNK])
+
+    def save(self, path: Path) -> int:
+        """Write the state as safetensors, atomically; returns the file's size in bytes."""
+        metadata = {"structure": json.dumps(self.structure), "parameters": json.dumps(self.parameters)}
+        temporary = path.with_suffix(".partial")
+        safetensors.torch.save_file(self.tensors, temporary, metadata=metadata)
+        os.replace(temporary, path)
+        return path.stat().st_size
+
+    @classmethod
+    def load(cls, path: Path) -> State:
+        """Read a state that came from a worker. Raises `MalformedInput`; what it holds is checked by its digest."""
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            structure, parameters = json.loads(metadata["structure"]), json.loads(metadata["parameters"])
+        except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+            raise MalformedInput(f"{path.name} is not a state file: {type(error).__name__}: {error}") from None
+        if not isinstance(structure, dict) or not isinstance(parameters, list) or not set(parameters) <= set(tensors):
+            raise MalformedInput(f"{path.name} is not a state file: its metadata is malformed")
+        return cls(structure, tensors, parameters)
+
+
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, without a copy, in row-major order."""
+    flat = tensor.detach().reshape(-1)
+    if flat.numel() == 0:
+        return memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+
+
+def losses_digest(column: bytes) -> str:
+    """SHA-256 over a float64 column of losses, in hexadecimal: what a leaf says of the losses since the one before."""
+    return hashlib.sha256(column).hexdigest()
+
+
+def parameter_change(before: State, after: State) -> float | None:
+    """||W_after - W_before||_2 over the trained parameters; None where it is not finite or their shapes differ."""
+    return _norm(_flat(after, after.parameters) - _flat(before, after.parameters)) if _alike(before, after) else None
+
+
+def distances(*, claimed: State, replayed: State, start: State) -> Distances:
+    """l1, l2, linf and cosine distance between the parameters of two states, and the error relative to the update.
+
+    `relative` = ||W' - W|| / ||W - W_start||; 1.0 is what doing nothing yields. None: not finite, or not comparable.
+    """
+    if not _alike(claimed, replayed) or not _alike(start, replayed):
+        return Distances(l1=None, l2=None, linf=None, cos=None, relative=None)
+    names = replayed.parameters
+    w, w2, w0 = _flat(claimed, names), _flat(replayed, names), _flat(start, names)
+    difference = w2 - w
+    error, update = _norm(difference), _norm(w - w0)
+    relative = None
+    if error is not None and update is not None:
+        relative = 0.0 if error == 0 else _finite(error / update if update else float("inf"))
+    lengths = float(w.norm() * w2.norm())
+    return Distances(
+        l1=_finite(float(difference.abs().sum())),
+        l2=error,
+        linf=_finite(float(difference.abs().max())) if difference.numel() else 0.0,
+        cos=_finite(1.0 - float(w @ w2) / lengths) if lengths else None,
+        relative=relative,
+    )
+
+
+def reference_distance(one: State, other: State) -> float | None:
+    """d_ref: l2 between the initial parameters of two seeds, which dominates that of two trained models."""
+    return parameter_change(one, other)
+
+
+def first_difference(one: State, other: State) -> str | None:
+    """The name of the first entry in which two states differ, for people; None where they are equal."""
+    for name in sorted(set(one.tensors) | set(other.tensors)):
+        a, b = one.tensors.get(name), other.tensors.get(name)
+        if a is None or b is None or a.dtype != b.dtype or a.shape != b.shape or raw_bytes(a) != raw_bytes(b):
+            return name
+    return _first_difference(one.structure, other.structure, "")
+
+
+def _first_difference(a: Any, b: Any, path: str) -> str | None:
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        pairs = [(k, a[k], b[k]) for k in a]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        pairs = [(str(n), x, y) for n, (x, y) in enumerate(zip(a, b, strict=True))]
+    else:
+        return None if a == b else path or "the structure"
+    for key, x, y in pairs:
+        found = _first_difference(x, y, f"{path}/{key}")
+        if found is not None:
+            return found
+    return None
+
+
+def _alike(one: State, other: State) -> bool:
+    return one.parameters == other.parameters and all(
+        one.tensors[n].shape == other.tensors[n].shape for n in one.parameters
+    )
+
+
+def _flat(state: State, names: list[str]) -> Tensor:
+    if not names:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.cat([state.tensors[n].reshape(-1).to(torch.float64) for n in names])
+
+
+def _norm(vector: Tensor) -> float | None:
+    return _finite(float(vector.norm()))
+
+
+def _finite(value: float) -> float | None:
+    return value if -float("inf") < value < float("inf") else None
