@@ -26,9 +26,19 @@ def _lazy(module: str, name: str) -> Any:
     return application
 
 
+async def _http(scope: Any, receive: Any, send: Any) -> None:
+    """The big files of leases go past Django, which reads a whole upload to disk before any of its code looks at it."""
+    if scope["path"].startswith("/gateway/leases/"):
+        from labapex_server.gateway import files
+
+        await files.application(scope, receive, send)
+    else:
+        await _django(scope, receive, send)
+
+
 application = ProtocolTypeRouter(
     {
-        "http": _django,
+        "http": _http,
         "websocket": URLRouter(
             [
                 # An agent is no browser: it has no cookies and no origin, it signs a nonce.

@@ -59,6 +59,7 @@ class Job(models.Model):
     price_per_epoch = models.BigIntegerField(null=True)  # of the lease that runs or ran it
     claimed_by = models.CharField(max_length=80, blank=True)
     claimed_until = models.DateTimeField(null=True)
+    rung_at = models.DateTimeField(null=True)  # when a task was last asked for
     attempts = models.IntegerField(default=0)  # leases that were lost
     stage_attempts = models.IntegerField(default=0)  # times that this state's task was begun
     version = models.IntegerField(default=0)  # bumped on every visible change

@@ -111,6 +111,7 @@ def advance(job: Job, to: JobState, *, reason: str = "", fault: Fault | None = N
         claimed_by="",
         claimed_until=None,
         stage_attempts=0,
+        rung_at=None,
         version=F("version") + 1,
         state_changed_at=now,
         **({"ended_at": now} if to.ended else {}),

@@ -51,8 +51,10 @@ class Config(BaseSettings):
 
     # the pipeline
     sweep_seconds: float = 2
-    claim_seconds: float = 60
+    ring_seconds: float = 30  # after which a waiting job is rung again
+    claim_seconds: float = 20
     pipeline_threads: int = 2
+    longest_task_seconds: float = 4 * 3600
 
     # running foreign code
     runner_dir: Path = ROOT / "build" / "runner"

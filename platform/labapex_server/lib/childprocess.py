@@ -1,0 +1,191 @@
+"""Foreign code on the platform: the frozen runner as a confined child with a folder, a time limit and a report.
+
+The child runs a client's script, so everything it leaves behind is hostile: links, huge files, reports that lie.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Literal, TypeVar
+
+from django.conf import settings
+
+from labapex import sandbox
+from labapex.errors import LabApexError, MalformedInput
+from labapex.proof.determinism import pin
+from labapex.protocol.canonical import Message, canonical, parse
+from labapex.protocol.replay import MAX_REPORT
+
+M = TypeVar("M", bound=Message)
+_SAID = 4000
+_TICK = 0.1
+_BEAT = 2.0
+
+
+class ChildFailed(LabApexError):
+    """The child ended without a report. `said` is the end of its standard error: foreign text."""
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
+
+
+class ChildTimedOut(ChildFailed):
+    """The child was killed at its time limit."""
+
+
+@contextmanager
+def private_folder(prefix: str) -> Iterator[Path]:
+    """A folder of mode 0700 below `home/work` that is gone afterwards, whatever was left in it."""
+    parent = settings.LABAPEX.private_folder("work")
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-", dir=parent)).resolve()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def run(
+    mode: Literal["preflight", "replay"],
+    folder: Path,
+    *,
+    request: Message,
+    report: type[M],
+    threads: int,
+    seconds: float,
+    beat: Callable[[], None],
+) -> M:
+    """Hand `request` to the runner in `folder` and read its report.
+
+    `beat` is called every two seconds; when it raises, the child is killed.
+    Raises `ChildFailed`, `ChildTimedOut`, `SandboxUnavailable`, and `MalformedInput` for a report that is none.
+    """
+    (folder / "request.json").write_bytes(canonical(request))
+    (folder / "tmp").mkdir(mode=0o700)
+    process = sandbox.popen(
+        [*_command(), mode, str(folder)],
+        _confinement(folder, threads),
+        wrapper=_dies_with_us(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    said = _Tail(process.stderr)
+    try:
+        _wait(process, seconds, beat)
+    finally:
+        sandbox.kill_tree(process)
+        text = said.text()
+    if process.returncode:
+        raise ChildFailed(f"the {mode} ended with {_ending(process.returncode)} and left no report", text)
+    return parse(report, read_hostile(folder / "report.json", limit=MAX_REPORT), limit=MAX_REPORT)
+
+
+def read_hostile(path: Path, *, limit: int) -> bytes:
+    """A file that foreign code wrote: an ordinary file of bounded size, no link. Raises `MalformedInput`."""
+    with open_hostile(path, limit=limit) as file:
+        return file.read(limit)
+
+
+def open_hostile(path: Path, *, limit: int) -> IO[bytes]:
+    """`read_hostile`, to be read as a stream."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise MalformedInput(f"{path.name} cannot be read: {error.strerror}") from None
+    file = os.fdopen(descriptor, "rb")
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size > limit:
+        file.close()
+        raise MalformedInput(f"{path.name} is not an ordinary file of at most {limit} bytes")
+    return file
+
+
+def _command() -> list[str]:
+    config = settings.LABAPEX
+    return list(config.runner_command) or [str(config.runner_dir / "runner")]
+
+
+def _site_packages() -> str:
+    named: str = settings.LABAPEX.site_packages
+    return named or os.pathsep.join(dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
+
+
+def _confinement(folder: Path, threads: int) -> sandbox.Confinement:
+    config = settings.LABAPEX
+    packages = _site_packages()
+    visible = [Path(path) for path in packages.split(os.pathsep)]
+    visible += [Path(word) for word in _command() if Path(word).is_absolute() and Path(word).exists()]
+    if config.runner_command:  # the runner's place is taken by a program of this interpreter
+        visible += sandbox.python_paths()
+    return sandbox.Confinement(
+        folder=folder,
+        read_only=tuple(dict.fromkeys(visible)),
+        devices=tuple(sorted(Path("/dev").glob("nvidia*"))),
+        environment={
+            "PATH": "/usr/bin:/bin",
+            "LANG": "C.UTF-8",
+            "HOME": str(folder),
+            "TMPDIR": str(folder / "tmp"),
+            "LABAPEX_SITE_PACKAGES": packages,
+            **pin(threads),
+        },
+        memory_bytes=config.child_memory_bytes,
+        processes=config.child_processes,
+        file_bytes=config.child_file_bytes,
+    )
+
+
+def _dies_with_us() -> list[str]:
+    """A killed platform leaves no child behind."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float, beat: Callable[[], None]) -> None:
+    began = last = time.monotonic()
+    while True:
+        try:
+            process.wait(timeout=_TICK)
+            return
+        except subprocess.TimeoutExpired:
+            now = time.monotonic()
+        if now - began > seconds:
+            raise ChildTimedOut(f"it did not end within {seconds:g} seconds")
+        if now - last > _BEAT:
+            last = now
+            beat()
+
+
+def _ending(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+class _Tail:
+    """The last characters of a pipe, however much comes out of it."""
+
+    def __init__(self, pipe: IO[bytes] | None) -> None:
+        self._pipe = pipe
+        self._kept = b""
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        if self._pipe is not None:
+            with self._pipe:
+                while data := os.read(self._pipe.fileno(), 65536):
+                    self._kept = (self._kept + data)[-_SAID:]
+
+    def text(self) -> str:
+        """What was kept, once the writers are gone."""
+        self._thread.join(timeout=5)
+        return self._kept.decode(errors="replace")

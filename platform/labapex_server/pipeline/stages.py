@@ -1,0 +1,99 @@
+"""One turn of work on one job: claim its row, do what its state asks for, apply by compare-and-swap.
+
+Whatever happens in between, the row says where to go on: a killed process loses its claim and someone else takes over.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.db.models import F
+
+from labapex.errors import SandboxUnavailable
+from labapex.protocol.states import Fault, JobState
+from labapex.protocol.verdict import Verdict
+from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Job
+from labapex_server.jobs.states import allowed
+from labapex_server.lib import clock
+from labapex_server.marketplace import services as marketplace
+from labapex_server.verification import services as verification
+from labapex_server.verification.models import VerdictRecord
+
+log = logging.getLogger(__name__)
+
+Beat = Callable[[], None]
+
+
+class ClaimLost(Exception):
+    """Someone else works on this job now, or its state changed: what was begun is of no use any more."""
+
+
+def preflight(job: Job, beat: Beat) -> None:
+    verification.preflight(job, beat=beat)
+
+
+def package(job: Job, beat: Beat) -> None:
+    jobs.package(job)
+
+
+def challenge(job: Job, beat: Beat) -> None:
+    verification.challenge(verification.finished_lease(job))
+
+
+def verify(job: Job, beat: Beat) -> None:
+    verification.verify(verification.finished_lease(job), beat=beat)
+
+
+def settle(job: Job, beat: Beat) -> None:
+    record = VerdictRecord.objects.select_related("lease__worker__owner").filter(job=job).latest("issued_at")
+    marketplace.settle(record.lease, Verdict.model_validate(record.document))
+
+
+def work(job_id: UUID, state: JobState, stage: Callable[[Job, Beat], None]) -> bool:
+    """Do one stage of a job if it waits for it and nobody else does. False: there was nothing to do."""
+    owner = f"{socket.gethostname()[:40]}:{os.getpid()}:{secrets.token_hex(8)}"
+    seconds = settings.LABAPEX.claim_seconds
+    job = jobs.claim(job_id, state, owner, seconds)
+    if job is None:
+        return False
+    if job.stage_attempts > settings.LABAPEX.max_attempts and allowed(state, JobState.FAILED):
+        _give_up(job, f"the platform gave up after {job.stage_attempts - 1} attempts at this stage")
+        return True
+
+    def beat() -> None:
+        if not jobs.renew_claim(job_id, state, owner, seconds):
+            raise ClaimLost(f"job {job_id} is no longer {state} or in other hands")
+
+    try:
+        stage(job, beat)
+    except ClaimLost as lost:
+        log.info("%s", lost)
+    except SandboxUnavailable as error:  # trying again mends nothing
+        log.error("job %s: %s", job_id, error)
+        _give_up(job, "the platform cannot run foreign code safely at the moment; nothing was charged")
+    except Exception:
+        log.exception("job %s failed at stage %s, attempt %d", job_id, state, job.stage_attempts)
+        _rest(job, owner)
+    else:
+        jobs.release_claim(job_id, owner)
+    return True
+
+
+def _rest(job: Job, owner: str) -> None:
+    """Keep the job from being tried again at once: 2, 4, 8 .. seconds."""
+    pause = timedelta(seconds=min(300, 2**job.stage_attempts))
+    Job.objects.filter(pk=job.pk, claimed_by=owner).update(
+        claimed_by="", claimed_until=clock.now() + pause, rung_at=None, version=F("version") + 1
+    )
+
+
+def _give_up(job: Job, reason: str) -> None:
+    jobs.advance(job, JobState.FAILED, reason=reason, fault=Fault.PLATFORM)
