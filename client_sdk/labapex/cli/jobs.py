@@ -16,7 +16,7 @@ from rich.text import Text
 
 from labapex import bundle
 from labapex.cli import report, spec_file
-from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find
+from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
 from labapex.cli.output import clean, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
 from labapex.cli.watch import LineView, LiveView, View, Watch, draw
 from labapex.client import Client, is_news
@@ -77,7 +77,7 @@ def ps(
     for job in found:
         submitted = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created_at))
         progress = f"{job.progress.iterations}/{'?' if job.progress.total is None else job.progress.total}"
-        cells = (str(job.id), job.name, job.state.value, progress, credits(job.cost), submitted)
+        cells = (short(job.id), job.name, job.state.value, progress, credits(job.cost), submitted)
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     stdout().print(table)
     if not found:
@@ -205,7 +205,7 @@ def _print_result(client: Client, watch: Watch, json: bool) -> None:
     signed, receipt = report.verdict_of(client, job), report.receipt_of(client, job)
     verdict = signed.verdict if signed else None
     out = stderr() if json else stdout()
-    if job.state is JobState.FAILED:
+    if job.state is JobState.FAILED and stderr().is_terminal:  # elsewhere each line was printed as it came
         for line in watch.errors:
             say(f"  | {line}")
     if "\n" in job.reason:

@@ -27,6 +27,11 @@ def connect(url: str | None) -> Client:
     return client
 
 
+def short(job: UUID) -> str:
+    """How tables name a job; `find` understands it."""
+    return str(job)[:8]
+
+
 def find(client: Client, text: str) -> UUID:
     """The job that an id, or the beginning of one, means. Raises `UsageError` or `NotFound`."""
     try:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex.cli import report
-from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find
+from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
 from labapex.cli.output import credits, one_line, plain, print_json, say, size, stdout
 from labapex.client import VerdictKey, check_verdict
 from labapex.errors import MalformedInput, Tampered, UsageError, VerificationRejected
@@ -40,7 +40,7 @@ def pull(
     """Bring the verified weights (safetensors) and the signed verdict, both checked before they get their names."""
     client = connect(url)
     found = find(client, job)
-    pulled = client.pull(found, output or Path(f"labapex-{str(found)[:8]}"), read_key(key) if key else None)
+    pulled = client.pull(found, output or Path(f"labapex-{short(found)}"), read_key(key) if key else None)
     if json:
         print_json(
             {
@@ -104,10 +104,10 @@ def receipts(
         table.add_column(column, no_wrap=column == "job")
     for entry, receipt in found:
         if receipt is None:
-            cells = [str(entry.id), entry.name, "0", "0", "0", "0", f"{entry.state.value}: no money was held"]
+            cells = [short(entry.id), entry.name, "0", "0", "0", "0", f"{entry.state.value}: no money was held"]
         else:
             amounts = [credits(amount) for amount in (receipt.held, receipt.paid, receipt.refunded)]
-            cells = [str(entry.id), entry.name, *amounts, str(receipt.verified_epochs), receipt.reason]
+            cells = [short(entry.id), entry.name, *amounts, str(receipt.verified_epochs), receipt.reason]
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     stdout().print(table)
 
