@@ -81,7 +81,7 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 
 STATIC_URL = "/static/"
-STATIC_ROOT = LABAPEX.home / "static"
+STATIC_ROOT = LABAPEX.private_folder("static")  # empty, but whitenoise wants it to be there
 # Served from the apps' folders by whitenoise: no collectstatic step stands between a checkout and a page.
 WHITENOISE_USE_FINDERS = True
 WHITENOISE_AUTOREFRESH = DEBUG

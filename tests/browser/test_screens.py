@@ -1,0 +1,90 @@
+"""Every page once, as people see it: no complaint in the browser's console, and a picture to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.stage import Story, artefacts
+
+pytestmark = pytest.mark.browser
+
+LIGHT, DARK, PHONE = (
+    {"color_scheme": "light"},
+    {"color_scheme": "dark"},
+    {"color_scheme": "light", "viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "has_touch": True},
+)
+
+
+def picture(page: Page, name: str) -> None:
+    page.wait_for_timeout(150)  # the last frame is drawn
+    page.screenshot(path=artefacts() / f"{name}.png", full_page=True)
+
+
+def fits(page: Page) -> bool:
+    """Nothing sticks out to the side."""
+    return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
+
+
+@pytest.mark.parametrize(("look", "options"), [("light", LIGHT), ("dark", DARK), ("phone", PHONE)])
+def test_a_run_in_progress_is_drawn_without_a_complaint(
+    look: str, options: dict[str, Any], visit: Callable[..., Any], story: Story, books: Callable[..., Any]
+) -> None:
+    books(lambda: story.submitted().queued().running().trained(780))
+    visitor = visit(**options)
+    page = visitor.go(f"/jobs/{story.job.pk}/")
+    expect(page.locator("[data-live=loss]")).to_have_attribute("data-points", "780")
+    if look == "light":
+        page.locator("[data-live=loss]").hover(position={"x": 500, "y": 150})
+        page.wait_for_timeout(300)
+        page.locator("[data-live=loss]").hover(position={"x": 505, "y": 150})
+    picture(page, f"live-{look}")
+    assert fits(page)
+    assert visitor.complaints == []
+
+
+@pytest.mark.parametrize(("look", "options"), [("light", LIGHT), ("dark", DARK), ("phone", PHONE)])
+def test_every_other_page_is_drawn_without_a_complaint(
+    look: str, options: dict[str, Any], visit: Callable[..., Any], story: Story, people: Any, books: Callable[..., Any]
+) -> None:
+    def history() -> None:
+        researcher, host = people
+        for name, failing in (("chargpt", None), ("chargpt-noop", "replay")):
+            each = Story(owner=researcher, host=host, began=story.began - 900, name=name, epochs=2)
+            each.submitted().queued().running(worker=f"{name}-host").trained().challenged().opened(0, 17, 18, 64, 92)
+            each.judged(failing=failing)
+            history.last = each.job.pk  # type: ignore[attr-defined]
+        story.submitted().queued().running().trained(300)
+        Story(owner=researcher, host=host, began=story.began + 280, name="resnet20-sweep-3").submitted()
+
+    books(history)
+    visitor = visit(**options)
+    rejected = history.last  # type: ignore[attr-defined]
+    for name, path in {
+        "jobs": "/jobs/",
+        "submit": "/jobs/new/",
+        "billing": "/billing/",
+        "tokens": "/tokens/",
+        "workers-none": "/workers/",
+        "verdict": f"/jobs/{rejected}/verdict/",
+        "live-rejected": f"/jobs/{rejected}/",
+    }.items():
+        page = visitor.go(path)
+        if name == "live-rejected":
+            expect(page.locator("[data-live=rules] > li")).to_have_count(11)
+        picture(page, f"{name}-{look}")
+        assert fits(page), path
+    host = visit(person=people[1], **options)
+    page = host.go("/workers/")
+    page.get_by_role("button", name="Enrol a machine").click()
+    expect(page.locator("#enrol-commands")).to_contain_text("labapex-worker enrol")
+    picture(page, f"workers-{look}")
+    assert fits(page)
+    page = visitor.go("/jobs/")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    picture(page, f"sign-in-{look}")
+    assert visitor.complaints == host.complaints == []
