@@ -23,6 +23,8 @@ MAX_PATH_LENGTH = 400
 
 def relative_path(text: str) -> str:
     """A path inside the bundle: relative, POSIX, without `..`. Raises `ValueError`."""
+    if not isinstance(text, str):  # runs before pydantic has looked at the type
+        raise ValueError("must be text")
     path = PurePosixPath(text)
     if not text or len(text) > MAX_PATH_LENGTH or path.is_absolute() or ".." in path.parts or "\\" in text:
         raise ValueError("must be a relative path inside the job's folder, with '/' and without '..'")
@@ -95,7 +97,7 @@ def parse_spec(document: Any) -> JobSpec:
         if key not in known:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean '{close[0]}'?" if close else f"; known fields: {', '.join(sorted(known))}"
-            raise UsageError(f"unknown field '{key}'{hint}")
+            raise UsageError(f"unknown field {str(key)!r}{hint}")
     try:
         return JobSpec.model_validate(document)
     except ValidationError as error:
