@@ -189,12 +189,17 @@ def _facts(watch: Watch) -> list[str]:
     job = watch.job
     return [
         f"{job.state.value}{': ' + headline(job.reason) if job.reason else ''}",
-        _progress(job) if job.progress.total else "",
+        f"{_bar(job)} {_progress(job)}" if job.progress.total else "",
         f"loss {_loss(watch)}" if watch.losses.count else "",
         _device(watch.sample) if watch.sample and not job.state.ended else "",
         f"cost {credits(job.cost)}" if job.cost else "",
         _trouble(watch),
     ]
+
+
+def _bar(job: JobView, width: int = 20) -> str:
+    full = width * job.progress.iterations // max(1, job.progress.total or 0)
+    return "█" * min(width, full) + "░" * (width - min(width, full))
 
 
 def _progress(job: JobView) -> str:
