@@ -75,7 +75,7 @@ class Watch:
     sample: Sample | None = None
     console: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL))
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=_ERRORS))  # the end of the job's stderr
-    rules: list[tuple[str, str]] = field(default_factory=list)  # name, result
+    rules: dict[str, str] = field(default_factory=dict)  # name -> result
     trouble: str = ""  # why the platform cannot be asked at the moment
 
     def feed(self, events: Events) -> list[str]:
@@ -90,7 +90,7 @@ class Watch:
             self.losses.add(loss)
         if events.samples:
             self.sample = events.samples[-1]
-        self.rules += [(rule.rule, rule.result) for rule in events.rules]
+        self.rules.update({rule.rule: rule.result for rule in events.rules})  # told anew whenever the job changed
         lines = []
         for chunk in events.console:
             text = clean(chunk.text).splitlines()
@@ -174,7 +174,7 @@ def draw(watch: Watch, width: int) -> RenderableType:
     grid.add_row(Text("cost"), Text(f"{credits(job.cost)} of {credits(job.budget)} credits"))
     if watch.rules:
         rules = Text()
-        for name, result in watch.rules:
+        for name, result in watch.rules.items():
             rules.append(f"{one_line(name)} ", style={"pass": "green", "fail": "bold red"}.get(result, "dim"))
         grid.add_row(Text("rules"), rules)
     parts: list[RenderableType] = [grid]

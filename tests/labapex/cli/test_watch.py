@@ -79,6 +79,11 @@ def test_what_was_told_before_is_not_counted_twice(platform: MemoryPlatform) -> 
     assert watch.losses.count == 2
 
 
+def test_rules_that_are_told_again_replace_what_was_told(platform: MemoryPlatform) -> None:
+    watch = watched(platform, Chapter(rules=(rule("pev"),)), Chapter(rules=(rule("pev", "fail"), rule("vmo"))))
+    assert watch.rules == {"pev": "fail", "vmo": "pass"}
+
+
 def test_a_loss_that_is_not_finite_is_called_that(platform: MemoryPlatform) -> None:
     assert "not finite" in drawn(watched(platform, Chapter(losses=(1.0, None))))
 
