@@ -1,8 +1,8 @@
 """The big files of a lease: its executable goes out, the opened states come in. A raw ASGI application beside Django.
 
-Django reads a whole request to disk before any of its code runs, so it could refuse an upload only when the disk is full;
-and its file responses under ASGI hold the file in memory. Here nothing is read before token, address and length are
-found right, and memory stays at a chunk.
+Django reads a whole request to disk before any of its code runs, so it could refuse an upload only once the disk is
+full; and its file responses under ASGI hold the file in memory. Here nothing is read before token, address and length
+are found right, and memory stays at a chunk.
 
     GET /gateway/leases/<lease>/executable      Authorization: Bearer <token of the grant>; Range for resuming
     PUT /gateway/leases/<lease>/states/<leaf>   Content-Length must be the committed size
@@ -11,6 +11,7 @@ found right, and memory stays at a chunk.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import os
 import re
@@ -24,17 +25,15 @@ from uuid import UUID
 
 from django.conf import settings
 
-from labapex.errors import LabApexError, MalformedInput
+from labapex.errors import LabApexError
 from labapex.executable import Layout
 from labapex.protocol.api import Problem
 from labapex.protocol.states import LeaseState
 from labapex_server.gateway.connection import Receive, Send
-from labapex_server.gateway.safetensors import check_layout
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Missing, Refused, TooLarge
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
-from labapex_server.telemetry.models import Leaf
 from labapex_server.telemetry.offload import offload
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge, OpenedState
@@ -60,6 +59,11 @@ class Late(Refused):
     code = "too-late"
 
 
+class Slow(Refused):
+    status = 408
+    code = "too-slow"
+
+
 class NeedsLength(Refused):
     status = 411
     code = "length-required"
@@ -82,11 +86,6 @@ class Busy(Refused):
 
 class Left(Exception):
     pass
-
-
-def handles(path: str) -> bool:
-    """Whether a request is this application's and not Django's."""
-    return PATH.fullmatch(path) is not None
 
 
 async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -201,32 +200,28 @@ async def _upload(lease: Lease, index: int, headers: dict[str, str], receive: Re
         raise Busy(f"{UPLOADS_PER_LEASE} uploads of this lease are under way; wait for one to end")
     _uploading[lease.pk] += 1
     try:
-        return await _take_in(lease, index, int(length), expected, receive)
+        await _take_in(lease, index, int(length), expected, receive)
     finally:
         _uploading[lease.pk] -= 1
         if not _uploading[lease.pk]:
             del _uploading[lease.pk]
+    return True
 
 
 def _expected(lease: Lease, index: int, length: int) -> float | None:
     """Seconds until the deadline of an upload that is asked for and fits; None: it is stored already."""
     if OpenedState.objects.filter(lease=lease, index=index).exists():
+        verification.accept_state(lease, index, io.BytesIO())  # it may be the last one, and the process died on it
         return None
-    challenge = Challenge.objects.filter(lease=lease).first()
-    if lease.state != LeaseState.FINISHED or challenge is None or index not in challenge.indices:
-        raise Missing(f"the state of leaf {index} was not asked for")
-    seconds = (challenge.deadline - clock.now()).total_seconds()
-    if seconds <= 0:
-        raise Late("the deadline for opening states is over")
-    size = Leaf.objects.get(log=lease.pk, index=index).size
+    size = verification.expected_state(lease, index).size
     if length != size:
         raise Unprocessable(f"leaf {index} commits to {size} bytes; {length} are announced")
     if size > settings.LABAPEX.result_limit_bytes:
         raise TooLarge(f"a state of {size} bytes; at most {settings.LABAPEX.result_limit_bytes} are accepted")
-    return seconds
+    return (Challenge.objects.get(lease=lease).deadline - clock.now()).total_seconds()
 
 
-async def _take_in(lease: Lease, index: int, size: int, seconds: float, receive: Receive) -> bool:
+async def _take_in(lease: Lease, index: int, size: int, seconds: float, receive: Receive) -> None:
     folder: Path = settings.LABAPEX.private_folder("leases", str(lease.pk), "incoming")
     path = folder / f"{index}.{secrets.token_hex(8)}"
     try:
@@ -234,8 +229,8 @@ async def _take_in(lease: Lease, index: int, size: int, seconds: float, receive:
             async with asyncio.timeout(seconds):
                 await _spool(path, size, receive)
         except TimeoutError:
-            raise Late("the upload was too slow, or did not end before the deadline") from None
-        return await offload(_accept, lease, index, path, size)
+            raise Late("the upload did not end before the deadline") from None
+        await offload(_accept, lease, index, path)
     finally:
         with suppress(FileNotFoundError):
             path.unlink()
@@ -248,8 +243,7 @@ async def _spool(path: Path, size: int, receive: Receive) -> None:
         received, waiting = 0, bytearray()
         more = True
         while more:
-            async with asyncio.timeout(IDLE_SECONDS):
-                event = await receive()
+            event = await _soon(receive)
             if event["type"] == "http.disconnect":
                 raise Left
             more = event.get("more_body", False)
@@ -266,23 +260,21 @@ async def _spool(path: Path, size: int, receive: Receive) -> None:
         await offload(file.close)
 
 
+async def _soon(receive: Receive) -> Any:
+    try:
+        async with asyncio.timeout(IDLE_SECONDS):
+            return await receive()
+    except TimeoutError:
+        raise Slow(f"nothing came for {IDLE_SECONDS:.0f} seconds; send the state again") from None
+
+
 def _create(path: Path) -> BinaryIO:
-    return path.open("xb", opener=_private)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _accept(lease: Lease, index: int, path: Path, size: int) -> bool:
+def _accept(lease: Lease, index: int, path: Path) -> None:
     with path.open("rb") as file:
-        try:
-            check_layout(file, size)
-        except MalformedInput as error:
-            raise Unprocessable(f"the state of leaf {index}: {error}") from None
-        file.seek(0)
         verification.accept_state(lease, index, file)
-    return True
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

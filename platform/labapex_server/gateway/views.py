@@ -1,4 +1,4 @@
-"""Enrolment: a host exchanges a code from the portal for an identity. No cookies, no CSRF: the code is the credential."""
+"""Enrolment: a host exchanges a code from the portal for an identity. The code is the credential, not a cookie."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib.errors import Refused
 from labapex_server.marketplace.models import Lease
-from labapex_server.telemetry.models import Frame, Leaf
+from labapex_server.telemetry.models import Frame, Leaf, Log
 
 PAGE_POINTS = 20_000
 PAGE_TEXT = 1 << 20
@@ -97,6 +97,11 @@ class Standing:
             version=job.version,
             rules=tuple(RuleResult.model_validate(rule) for rule in rules),
         )
+
+
+def length(lease: UUID) -> int:
+    """How many frames of a lease's log are held."""
+    return Log.objects.filter(pk=lease).values_list("seq", flat=True).first() or 0
 
 
 def pieces(lease: UUID, since: int) -> list[Piece]:

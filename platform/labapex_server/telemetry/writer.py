@@ -126,6 +126,10 @@ class Writer:
         if thread is not None:
             thread.join()
 
+    def forget(self) -> None:
+        """Know nothing but what the database says, as a new process does."""
+        self._entries.clear()
+
     def _run(self) -> None:
         try:
             ending = False

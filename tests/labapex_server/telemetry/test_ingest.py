@@ -357,9 +357,7 @@ def mutant(before: str, after: str) -> types.ModuleType:
         pytest.param("if data.seq < state.seq:", "if False:", id="no dedupe"),
         pytest.param("if data.seq > state.seq:", "if False:", id="no gap check"),
         pytest.param("if not hmac.compare_digest(expected, data.hash):", "if False:", id="no own hash"),
-        pytest.param(
-            "seq=self.seq - 1, head=", "seq=self.seq, head=", id="acks ahead"
-        ),
+        pytest.param("seq=self.seq - 1, head=", "seq=self.seq, head=", id="acks ahead"),
     ],
 )
 def test_the_same_line_finds_a_broken_receiver(before: str, after: str) -> None:

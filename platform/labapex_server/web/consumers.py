@@ -1,0 +1,66 @@
+"""The live page's socket: everything about a job since a cursor, then everything new, each thing once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from urllib.parse import parse_qs
+from uuid import UUID
+
+from channels.generic.websocket import AsyncWebsocketConsumer
+
+from labapex.protocol.api import JobView
+from labapex_server.jobs import services as jobs
+from labapex_server.lib.errors import Refused
+from labapex_server.telemetry.charts import Cursor
+from labapex_server.telemetry.offload import offload
+from labapex_server.web import hub as hubs
+
+NOT_FOUND = 4404
+BAD_CURSOR = 4400
+
+
+class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
+    """`/live/jobs/<uuid>/?cursor=`: sends `labapex.protocol.api.Events` as JSON to the job's owner; hears nothing."""
+
+    async def connect(self) -> None:
+        self._feed: asyncio.Task[None] | None = None
+        await self.accept()  # a close code reaches a page only on an accepted socket
+        user = self.scope.get("user")
+        job_id: UUID = self.scope["url_route"]["kwargs"]["job"]
+        if user is None or not user.is_authenticated or await offload(jobs.find, user, job_id) is None:
+            await self.close(NOT_FOUND)
+            return
+        query = parse_qs(self.scope["query_string"].decode("latin-1"))
+        try:
+            cursor = Cursor.parse(query.get("cursor", [""])[0])
+        except Refused:
+            await self.close(BAD_CURSOR)
+            return
+        self._feed = asyncio.get_running_loop().create_task(self._send_events(job_id, cursor))
+
+    async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
+        await self.close(BAD_CURSOR)  # the page has nothing to say here
+
+    async def disconnect(self, code: int) -> None:
+        if self._feed is not None:
+            self._feed.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._feed
+
+    async def _send_events(self, job_id: UUID, cursor: Cursor) -> None:
+        hub = hubs.watch(job_id)
+        shown: JobView | None = None
+        try:
+            while True:
+                tick = hub.tick
+                page = await hub.since(cursor)
+                if page.moved or page.after != cursor or page.job != shown:
+                    await self.send(text_data=page.text)
+                    shown, cursor = page.job, page.after
+                if not page.moved:
+                    await hub.wait(tick)
+        except LookupError:
+            await self.close(NOT_FOUND)
+        finally:
+            await hubs.leave(hub)

@@ -1,0 +1,120 @@
+"""A job that waits for a worker, a worker that is enrolled, and a run that is under way, through the real services."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.labapex_server.telemetry.executable import Executable
+
+from labapex.protocol.api import JobRequest
+from labapex.protocol.contract import Environment, ScriptFacts
+from labapex.protocol.frames import KeyRequest
+from labapex.protocol.manifest import Manifest
+from labapex.protocol.spec import Bundle, JobSpec, Part
+from labapex.protocol.states import JobState
+from labapex.sealing import new_hpke_keys, new_signing_keys, open_release, public_signing_key
+from labapex_server.accounts.models import User
+from labapex_server.jobs import blobs
+from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Job
+from labapex_server.marketplace import services as marketplace
+from labapex_server.marketplace.models import Lease
+from labapex_server.workers import services as workers
+from labapex_server.workers.models import Worker
+
+SCRIPT = b"print('training')\n"
+ENVIRONMENT = Environment(python="3.11", torch="2.13", device="cpu: test", capability="AVX2", threads=1)
+
+
+def a_runner(settings: Any, folder: Path) -> None:
+    """Stand-ins for the frozen runner's two files: this door only passes them on."""
+    folder.mkdir()
+    (folder / "bootloader").write_bytes(b"\x7fELF bootloader" * 100_000)
+    (folder / "runner.pkg").write_bytes(b"archive and cookie" * 50_000)
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"runner_dir": folder})
+
+
+def queued_job(owner: User, *, epochs: int = 2, per_epoch: int = 7, every: int = 3, name: str = "digits") -> Job:
+    """A job that waits for a worker."""
+    digest = hashlib.sha256(SCRIPT).hexdigest()
+    blobs.store(owner, digest, io.BytesIO(SCRIPT), size=len(SCRIPT))
+    spec = JobSpec.model_validate(
+        {"name": name, "script": "train.py", "epochs": epochs, "budget": "1", "checkpoint_every": every}
+    )
+    bundle = Bundle(code=(Part(path="train.py", digest=digest, size=len(SCRIPT)),))
+    job = jobs.submit(owner, request=JobRequest(spec=spec, bundle=bundle))
+    facts = ScriptFacts(
+        loop="train.py:9",
+        iterations_per_epoch=per_epoch,
+        has_loader=True,
+        gradients_are_state=False,
+        parameters=10,
+        state_bytes=100,
+    )
+    assert jobs.advance(job, JobState.PACKAGING, facts=facts.model_dump(mode="json"), iteration_seconds=0.01)
+    assert jobs.package(job)
+    return job
+
+
+@dataclass
+class Host:
+    """An enrolled worker with its private key."""
+
+    worker: Worker
+    private_key: bytes
+
+
+def a_host(owner: User, name: str = "rig") -> Host:
+    private, public = new_signing_keys()
+    code, _ = workers.new_code(owner)
+    return Host(workers.enrol(code, name, public), private)
+
+
+@dataclass
+class Run:
+    """A lease whose keys were given out, and the executable that holds them."""
+
+    lease: Lease
+    token: str
+    host: Host
+    executable: Executable
+
+
+def key_request(lease: Lease) -> tuple[KeyRequest, bytes, bytes]:
+    """The request with the private halves of its two keys."""
+    hpke_private, hpke_public = new_hpke_keys()
+    signing = new_signing_keys()[0]
+    request = KeyRequest(
+        lease=lease.pk, hpke_key=hpke_public, signing_key=public_signing_key(signing), environment=ENVIRONMENT
+    )
+    return request, hpke_private, signing
+
+
+def a_run(job: Job, host: Host, **kwargs: Any) -> Run:
+    """The job leased to the host, and training."""
+    granted = marketplace.lease(host.worker)
+    assert granted is not None
+    lease, token = granted
+    assert lease.job_id == job.pk
+    request, hpke_private, signing = key_request(lease)
+    sealed = marketplace.release_keys(lease, request=request)
+    keys = open_release(hpke_private, manifest=Manifest.model_validate(lease.manifest), sealed=sealed)
+    lease.refresh_from_db()
+    executable = Executable(lease.terms, run_key=keys.run_key, signing_key=signing, **kwargs)
+    return Run(lease, token, host, executable)
+
+
+def a_state(size: int = 64) -> bytes:
+    """A file of `size` bytes that is laid out as safetensors."""
+    for width in range(size):
+        header = json.dumps({"w": {"dtype": "U8", "shape": [width], "data_offsets": [0, width]}}).encode()
+        padded = header + b" " * max(0, size - 8 - width - len(header))
+        if 8 + len(padded) + width == size:
+            return struct.pack("<Q", len(padded)) + padded + bytes(width)
+    raise ValueError(f"no state fits {size} bytes")
