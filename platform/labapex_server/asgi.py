@@ -1,9 +1,10 @@
-"""The platform as one ASGI application: pages and REST by Django, the two sockets by Channels."""
+"""The platform as one ASGI application: pages and REST by Django, sockets by Channels, big files by neither."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+import re
+from importlib import import_module
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -11,44 +12,52 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
+from labapex_server.lib.http import Application, BodyLimit, Receive, Scope, Send
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "labapex_server.settings")
 _django = get_asgi_application()
 
 
-def _lazy(module: str, name: str) -> Any:
-    """A consumer as an application that is imported when it is first needed: consumers import models."""
+def _lazy(module: str, name: str, *, consumer: bool = False) -> Application:
+    """An application that is imported when it is first needed: not before the models are ready."""
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        from importlib import import_module
-
-        await getattr(import_module(module), name).as_asgi()(scope, receive, send)
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        found = getattr(import_module(module), name)
+        await (found.as_asgi() if consumer else found)(scope, receive, send)
 
     return application
 
 
-async def _http(scope: Any, receive: Any, send: Any) -> None:
-    """The big files of leases go past Django, which reads a whole upload to disk before any of its code looks at it."""
-    if scope["path"].startswith("/gateway/leases/"):
-        from labapex_server.gateway import files
+async def _body_limit(scope: Scope) -> int:
+    from labapex_server.api.limits import body_limit
 
-        await files.application(scope, receive, send)
-    else:
-        await _django(scope, receive, send)
+    return await body_limit(scope)
 
 
+_pages = BodyLimit(_django, _body_limit)
+_STREAMED = (
+    (re.compile(r"/gateway/leases/.*"), None, _lazy("labapex_server.gateway.files", "application")),
+    (re.compile(r"/api/v1/blobs/[^/]+/"), "PUT", _lazy("labapex_server.api.uploads", "application")),
+)
+
+
+async def _http(scope: Scope, receive: Receive, send: Send) -> None:
+    for pattern, method, streamed in _STREAMED:
+        if pattern.fullmatch(scope["path"]) and method in (None, scope["method"]):
+            await streamed(scope, receive, send)
+            return
+    await _pages(scope, receive, send)
+
+
+_live = _lazy("labapex_server.web.consumers", "LiveConsumer", consumer=True)
 application = ProtocolTypeRouter(
     {
         "http": _http,
         "websocket": URLRouter(
             [
                 # An agent is no browser: it has no cookies and no origin, it signs a nonce.
-                path("gateway/worker/", _lazy("labapex_server.gateway.consumers", "WorkerConsumer")),
-                path(
-                    "live/jobs/<uuid:job>/",
-                    AllowedHostsOriginValidator(
-                        AuthMiddlewareStack(_lazy("labapex_server.web.consumers", "LiveConsumer"))
-                    ),
-                ),
+                path("gateway/worker/", _lazy("labapex_server.gateway.consumers", "WorkerConsumer", consumer=True)),
+                path("live/jobs/<uuid:job>/", AllowedHostsOriginValidator(AuthMiddlewareStack(_live))),
             ]
         ),
     }

@@ -47,6 +47,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "labapex_server.web.middleware.ContentSecurityPolicy",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "labapex_server.web.middleware.ContentSecurityPolicy",
 ]
 ROOT_URLCONF = "labapex_server.urls"
 ASGI_APPLICATION = "labapex_server.asgi.application"

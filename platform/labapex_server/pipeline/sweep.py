@@ -1,4 +1,4 @@
-"""Every two seconds: what time itself decides, and whatever a lost message, a dead process or a dead broker left lying."""
+"""Every two seconds: what time itself decides, and what a lost message, a dead process or a dead broker left lying."""
 
 from __future__ import annotations
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from labapex.proof import merkle
 from labapex.proof.policy import decide
 from labapex.proof.rules import Evidence, judge
-
-from labapex.proof import merkle
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Environment
 from labapex.protocol.replay import ReplayReport
@@ -91,8 +90,8 @@ def detection(*, audit_segments: int, segments: int) -> str:
         return f"all {segments} segments were replayed: any false one is caught"
     caught = 1 - 0.9**audit_segments
     return (
-        f"{audit_segments} of {segments} segments were drawn at random after the last commitment, besides first, last and"
-        f" the largest of each epoch: where one segment in ten is false, that is caught with a probability of {caught:.0%}"
+        f"{audit_segments} of {segments} segments were drawn at random after the last commitment, besides first, last"
+        f" and the largest of each epoch: where one in ten is false, that is caught with a probability of {caught:.0%}"
     )
 
 

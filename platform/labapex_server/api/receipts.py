@@ -1,0 +1,33 @@
+"""Where a job's money went, read from the ledger itself, so that a receipt cannot say anything else."""
+
+from __future__ import annotations
+
+from labapex.protocol.canonical import Message
+from labapex.protocol.states import JobState
+from labapex.protocol.verdict import Receipt
+from labapex_server.jobs.models import Job
+from labapex_server.ledger import services as ledger
+from labapex_server.lib.errors import NotFinishedYet
+from labapex_server.verification.models import VerdictRecord
+
+
+class PublicKey(Message):
+    key_id: str
+    public_key: str  # base64
+
+
+def receipt(job: Job) -> Receipt:
+    """Raises `NotFinishedYet` while money is still held."""
+    if not JobState(job.state).ended:
+        raise NotFinishedYet(f"the job is {job.state}; its receipt comes when it has ended")
+    money = ledger.outcome(job.hold)
+    verdict = VerdictRecord.objects.filter(job=job).order_by("-issued_at").first()
+    return Receipt(
+        job=job.pk,
+        held=money.held,
+        paid=money.paid,
+        refunded=money.refunded,
+        price_per_epoch=job.price_per_epoch or 0,
+        verified_epochs=verdict.document["verified_epochs"] if verdict else 0,
+        reason=job.reason,
+    )

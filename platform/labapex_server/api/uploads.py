@@ -1,0 +1,174 @@
+"""`PUT /api/v1/blobs/<sha256>/`: a client's file, streamed from the socket into its sealed place.
+
+Token, length and limit are checked before a byte is read; memory stays at a few chunks; plaintext never lies on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+
+from django.conf import settings
+from django.db import close_old_connections
+from rest_framework.exceptions import AuthenticationFailed
+
+from labapex_server.accounts.models import User
+from labapex_server.api.authentication import user_of
+from labapex_server.jobs import blobs
+from labapex_server.lib.errors import Missing, Refused, TooLarge
+from labapex_server.lib.http import Receive, Scope, Send, content_length, drain, headers, problem, respond
+from labapex_server.telemetry.offload import offload
+
+_PATH = re.compile(r"/api/v1/blobs/([0-9a-f]{64})/")
+_IDLE_SECONDS = 60.0
+_WAITING_CHUNKS = 8
+_PER_USER = 4
+
+_pool = ThreadPoolExecutor(16, thread_name_prefix="upload")
+_uploading: Counter[int] = Counter()
+
+
+class NeedsLength(Refused):
+    status = 411
+    code = "length-required"
+
+
+class Slow(Refused):
+    status = 408
+    code = "too-slow"
+
+
+class Busy(Refused):
+    status = 429
+    code = "throttled"
+
+
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
+    """201 for a new file, 200 for one that is here; else a problem."""
+    try:
+        new = await _put(scope, receive)
+    except AuthenticationFailed as error:
+        await problem(send, 401, "not-logged-in", str(error.detail))
+        await drain(receive)
+    except Refused as error:
+        await problem(send, error.status, error.code, str(error))
+        await drain(receive)
+    except _Left:
+        return
+    else:
+        await respond(send, 201 if new else 200)
+        if not new:
+            await drain(receive)
+
+
+async def _put(scope: Scope, receive: Receive) -> bool:
+    fields = headers(scope)
+    user = await offload(user_of, fields.get("authorization", ""))
+    if user is None:
+        raise AuthenticationFailed("no token was sent; log in with 'labapex login' or set LABAPEX_TOKEN")
+    found = _PATH.fullmatch(scope["path"])
+    if found is None:
+        raise Missing("a file's address is its SHA-256 in 64 lower-case hexadecimal digits")
+    size = content_length(fields)
+    if size is None:
+        raise NeedsLength("send Content-Length, and no chunked encoding")
+    if size > settings.LABAPEX.blob_limit_bytes:
+        raise TooLarge(f"the file has {size} bytes; at most {settings.LABAPEX.blob_limit_bytes} are accepted")
+    if await offload(blobs.find, user, found[1]) is not None:
+        return False
+    if _uploading[user.pk] >= _PER_USER:
+        raise Busy(f"{_PER_USER} uploads are under way; wait for one to end")
+    _uploading[user.pk] += 1
+    try:
+        return await _store(user, found[1], size, receive)
+    finally:
+        _uploading[user.pk] -= 1
+        if not _uploading[user.pk]:
+            del _uploading[user.pk]
+
+
+async def _store(user: User, digest: str, size: int, receive: Receive) -> bool:
+    pipe = _Pipe()
+    storing = asyncio.get_running_loop().run_in_executor(_pool, _work, user, digest, pipe, size)
+    try:
+        await _pump(receive, pipe, storing)
+    except BaseException as error:
+        pipe.fail(error if isinstance(error, Refused) else _Left())
+        if isinstance(error, Refused | _Left):
+            return await storing  # which raises it, after it has cleaned up
+        raise
+    return await storing
+
+
+async def _pump(receive: Receive, pipe: _Pipe, storing: asyncio.Future[bool]) -> None:
+    """Body to pipe, until the body ends or the other end has what it needs."""
+    more = True
+    while more and not storing.done():
+        try:
+            async with asyncio.timeout(_IDLE_SECONDS):
+                event = await receive()
+        except TimeoutError:
+            raise Slow(f"nothing came for {_IDLE_SECONDS:.0f} seconds; send the file again") from None
+        if event["type"] == "http.disconnect":
+            raise _Left
+        more = event.get("more_body", False)
+        await pipe.put(event.get("body", b""))
+    pipe.close()
+
+
+def _work(user: User, digest: str, pipe: _Pipe, size: int) -> bool:
+    close_old_connections()
+    try:
+        return blobs.store(user, digest, pipe, size=size)[1]
+    finally:
+        pipe.abandon()
+        close_old_connections()
+
+
+class _Left(Exception):
+    """The client went away."""
+
+
+class _Pipe:
+    """From the event loop to a thread: bounded, so that a fast client waits for a slow disk."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._chunks: SimpleQueue[bytes | BaseException] = SimpleQueue()
+        self._free = asyncio.Semaphore(_WAITING_CHUNKS)
+        self._abandoned = threading.Event()
+        self._rest = b""
+        self._ended = False
+
+    async def put(self, chunk: bytes) -> None:
+        if chunk and not self._abandoned.is_set():
+            await self._free.acquire()
+            self._chunks.put(chunk)
+
+    def close(self) -> None:
+        self._chunks.put(b"")
+
+    def fail(self, error: BaseException) -> None:
+        self._chunks.put(error)
+
+    def abandon(self) -> None:
+        """In the thread: nothing more is read."""
+        self._abandoned.set()
+        self._loop.call_soon_threadsafe(self._free.release)
+
+    def read(self, size: int, /) -> bytes:
+        """In the thread: what is there, at most `size` bytes; empty at the end. Raises what `fail` was given."""
+        if not self._rest and not self._ended:
+            chunk = self._chunks.get()
+            if isinstance(chunk, BaseException):
+                raise chunk
+            self._ended = not chunk
+            if chunk:
+                self._loop.call_soon_threadsafe(self._free.release)
+            self._rest = chunk
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return data
