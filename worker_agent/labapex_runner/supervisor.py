@@ -81,8 +81,9 @@ def supervise(
         os.dup2(stderr_in, 2)
         for descriptor in (events, control, stdout, stderr, stdout_in, stderr_in):
             os.close(descriptor)
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)  # type: ignore[union-attr]
+        # Made anew: the old objects were set up for another kind of file. A line is sent when it is printed.
+        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
         return trainer.run(contract=manifest.contract, folder=folder, events=events_in, control=control_out, load=load)
     for descriptor in (events_in, control_out, stdout_in, stderr_in):
         os.close(descriptor)
@@ -180,6 +181,10 @@ class Supervisor:
                 raise MalformedInput("the trainer reported twice what this host is")
             self._environment = event.environment
             return
+        if isinstance(event, Failed):
+            self._failure = event.reason
+            self._kill_at = now + SHUTDOWN_SECONDS
+            return
         if self._log is None or self._done:
             raise MalformedInput(f"the trainer sent '{event.type}' out of turn")
         if isinstance(event, Iteration):
@@ -193,9 +198,6 @@ class Supervisor:
             self._done = True
             self._kill_at = now + SHUTDOWN_SECONDS
             self._sample(now)  # while there is still a process to be measured
-        elif isinstance(event, Failed):
-            self._failure = event.reason
-            self._kill_at = now + SHUTDOWN_SECONDS
         if self._batch.full:
             self._flush()
 

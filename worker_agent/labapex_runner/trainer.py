@@ -55,9 +55,9 @@ def run(
     except TrainingFailed as error:
         writer.send(Failed(reason=_clip(str(error))))
         return 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (whatever a script raises ends here, reported)
         writer.send(Failed(reason=_clip(traceback.format_exc())))
-        raise
+        return 1
     sys.stdout.flush()
     sys.stderr.flush()
     writer.send(Done())
