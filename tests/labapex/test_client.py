@@ -4,6 +4,10 @@ import hashlib
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import UUID
 
@@ -50,6 +54,40 @@ def sleeps() -> list[float]:
 @pytest.fixture
 def client(platform: MemoryPlatform, user_home: Path, sleeps: list[float]) -> Client:
     return Client(URL, TOKEN, transport=platform.transport, sleep=sleeps.append, jitter=lambda: 1.0)
+
+
+@contextmanager
+def served(platform: MemoryPlatform) -> Iterator[str]:
+    """The platform in memory behind a real HTTP server on this machine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            assert "Transfer-Encoding" not in self.headers
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            url = f"http://{self.headers['Host']}{self.path}"
+            response = platform.handle(httpx.Request(self.command, url, headers=dict(self.headers), content=body))
+            self.send_response(response.status_code)
+            self.send_header("Content-Length", str(len(response.content)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(response.content)
+
+        do_GET = do_HEAD = do_PUT = do_POST = answer
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def finished(platform: MemoryPlatform, client: Client, spec: JobSpec = SPEC) -> UUID:
@@ -304,6 +342,17 @@ def test_a_budget_over_the_balance_is_not_enough_credit(
     platform.available = 1
     with pytest.raises(NotEnoughCredit, match="lower it"):
         client.submit(SPEC, job_folder)
+
+
+def test_over_a_real_socket_an_upload_states_its_length_and_the_answer_is_read(
+    platform: MemoryPlatform, user_home: Path, job_folder: Path
+) -> None:
+    """The transport in memory would not notice a body that is chunked or longer than stated."""
+    with served(platform) as url, Client(url, TOKEN) as client:
+        (job_folder / "data" / "large.bin").write_bytes(bytes(range(256)) * 8192)
+        job = client.submit(SPEC, job_folder)
+        assert client.job(job.id).state is JobState.SUBMITTED
+    assert sum(map(len, platform.blobs.values())) > 2 << 20
 
 
 # -- following ---------------------------------------------------------------------------------------------------------
