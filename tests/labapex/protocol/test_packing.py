@@ -115,7 +115,8 @@ def test_any_bytes_are_a_message_or_malformed(data: bytes) -> None:
 
 
 def test_an_unknown_field_and_an_unknown_type_are_refused() -> None:
-    for document in ({"type": "ready", "extra": 1}, {"type": "reedy"}, {}, [], 1, None):
+    documents: list[object] = [{"type": "ready", "extra": 1}, {"type": "reedy"}, {}, [], 1, None]
+    for document in documents:
         with pytest.raises(MalformedInput):
             frames.from_agent(msgpack.packb(document))
 
