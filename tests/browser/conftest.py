@@ -132,7 +132,9 @@ class Visitor:
 
 
 @pytest.fixture
-def visit(browser: Browser, server: Server, people: Any, books: Callable[[Callable[[], Any]], Any]) -> Iterator[Callable[..., Visitor]]:
+def visit(
+    browser: Browser, server: Server, people: Any, books: Callable[[Callable[[], Any]], Any]
+) -> Iterator[Callable[..., Visitor]]:
     """Opens a browser that `researcher` (or another) is signed in to."""
     from django.test import Client
 

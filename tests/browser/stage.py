@@ -96,7 +96,11 @@ class Story:
     def queued(self) -> Story:
         held = ledger.hold(ledger.account_of(self.owner), amount=self.job.budget, job=self.job.pk, memo=self.name)
         assert jobs.advance(
-            self.job, JobState.PACKAGING, facts=FACTS.model_dump(mode="json"), preflight={"replay_max_error": 0.0}, hold=held
+            self.job,
+            JobState.PACKAGING,
+            facts=FACTS.model_dump(mode="json"),
+            preflight={"replay_max_error": 0.0},
+            hold=held,
         )
         assert jobs.advance(self.job, JobState.QUEUED, package_ms=6.4)
         return self
@@ -152,12 +156,20 @@ class Story:
         lines = [] if text is None else [{"stream": "stdout", "text": text}]
         if text is None and log.next == 0:
             lines = [
-                {"stream": "stdout", "text": "digits: 1,437 for training, 360 for testing\nmodel: 421,834 parameters\n"},
+                {
+                    "stream": "stdout",
+                    "text": "digits: 1,437 for training, 360 for testing\nmodel: 421,834 parameters\n",
+                },
                 {"stream": "stderr", "text": "UserWarning: lr_scheduler.step() was called before optimizer.step()\n"},
             ]
         for epoch in range(1, self.epochs + 1):
             if text is None and log.next < epoch * PER_EPOCH <= log.next + len(values):
-                lines.append({"stream": "stdout", "text": f"epoch {epoch:2d}  loss {values[-1]:.4f}  accuracy {90 + epoch * 0.7:.2f} %\n"})
+                lines.append(
+                    {
+                        "stream": "stdout",
+                        "text": f"epoch {epoch:2d}  loss {values[-1]:.4f}  accuracy {90 + epoch * 0.7:.2f} %\n",
+                    }
+                )
         columns = column(values), column(times)
         hashed = frame_hash(
             lease=self.lease.pk, seq=log.seq, first=log.next, n=len(values), prev=bytes(log.head), payload=columns[0]
@@ -237,7 +249,9 @@ class Story:
         if not failing:
             assert self.job.hold is not None
             price = 250_000 * self.epochs
-            ledger.settle(self.job.hold, payments=[(ledger.account_of(self.host), price, f"{self.epochs} verified epochs")])
+            ledger.settle(
+                self.job.hold, payments=[(ledger.account_of(self.host), price, f"{self.epochs} verified epochs")]
+            )
         Lease.objects.filter(pk=self.lease.pk).update(state=LeaseState.SETTLED.value)
         end = JobState.REJECTED if failing else JobState.VERIFIED
         assert jobs.advance(self.job, end, reason=verdict.reason, fault=Fault.WORKER if failing else None)

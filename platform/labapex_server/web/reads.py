@@ -221,8 +221,8 @@ def _committed(lease: Lease | None, status: str) -> Step:
     last = leaves.order_by("-index").first()
     words = f"{number(leaves.count())} of {number(due)} states committed"
     if last is not None:
-        words += f"; the last after {number(last.step)} iterations, {short(last.state)}"
-    return Step(title, status, f"{words}.", last.received_at if last else None)
+        words += f"; the last after {number(last.step)} iterations is {short(last.state)}"
+    return Step(title, status, words, last.received_at if last else None)
 
 
 def _opened(lease: Lease | None, status: str) -> list[Step]:

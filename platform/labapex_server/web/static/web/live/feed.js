@@ -1,15 +1,17 @@
 // The page's line to the platform. The cursor is the truth: after any interruption the page asks for what follows it,
 // so that a lost connection, a restarted server or a sleeping laptop costs no point.
 
+const NOT_FOUND = 4404, BAD_CURSOR = 4400; // close codes of the platform's `web.consumers`
 const FIRST_WAIT = 400, LONGEST_WAIT = 15000, SILENCE = 45000;
 
 export class Feed {
   // onEvents(message) returns false where the page must begin again; onState("connecting" | "open" | "lost", seconds).
-  constructor(path, { cursor, onEvents, onState }) {
+  constructor(path, { cursor, onEvents, onState, onCursorRefused }) {
     this.path = path;
     this.cursor = cursor;
     this.onEvents = onEvents;
     this.onState = onState;
+    this.onCursorRefused = onCursorRefused;
     this.failures = 0;
     this.closed = false;
     addEventListener("online", () => this.#retryNow());
@@ -46,7 +48,8 @@ export class Feed {
   #lost(event) {
     clearTimeout(this.watchdog);
     if (this.closed) return;
-    if ([4001, 4003, 4004, 4401, 4403, 4404].includes(event.code)) { this.onState("refused", 0); return; }
+    if (event.code === NOT_FOUND) { this.onState("refused", 0); return; }
+    if (event.code === BAD_CURSOR) this.onCursorRefused();
     this.failures += 1;
     const wait = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** (this.failures - 1)) * (0.75 + Math.random() / 2);
     this.onState("lost", Math.ceil(wait / 1000));

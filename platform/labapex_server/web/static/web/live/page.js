@@ -53,6 +53,7 @@ function drawState(job) {
   set("reason-text", job.reason);
   set("reason-title", job.fault && job.fault !== "nobody" ? `${state.label} · at fault: ${job.fault}` : state.label);
   $("lost").hidden = !lost;
+  $("verdict").hidden = !job.verdict;
   $("stop").hidden = !words.stoppable.includes(job.state);
   set("worker", [job.worker && `on ${job.worker}`, job.device].filter(Boolean).join(" · "));
   if (drawn.state !== job.state) {
@@ -181,16 +182,20 @@ const connection = {
   lost: (seconds) => seconds > 1 ? `connection lost, again in ${seconds} s` : "connection lost, trying again…",
   refused: () => "not available: sign in again or check the address",
 };
+function fromTheStart() {
+  run.cursor = "";
+  run.forget();
+}
 new Feed(page.dataset.feed, {
   cursor: () => run.cursor,
   onState: (state, seconds) => {
     $("connection").dataset.state = state;
     set("connection", connection[state](seconds));
   },
+  onCursorRefused: fromTheStart,
   onEvents: (events) => {
-    if (!run.apply(events)) {
-      run.cursor = ""; // points are missing before these: begin again from the first
-      run.forget();
+    if (!run.apply(events)) { // points are missing before these
+      fromTheStart();
       return false;
     }
     refreshTimeline();

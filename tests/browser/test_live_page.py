@@ -1,0 +1,247 @@
+"""The live page against the platform: what the log gains is on the screen without a reload, and stays there after one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from tests.browser.stage import PER_EPOCH, Story, artefacts
+
+pytestmark = pytest.mark.browser
+
+
+def chart(page: Page, name: str = "loss") -> Locator:
+    return page.locator(f"[data-live={name}]")
+
+
+def drawn(page: Page, points: int) -> None:
+    expect(chart(page)).to_have_attribute("data-points", str(points))
+
+
+@pytest.fixture
+def running(story: Story, books: Callable[..., Any]) -> Story:
+    return books(lambda: story.submitted().queued().running().trained(200))  # type: ignore[no-any-return]
+
+
+def test_new_points_appear_without_a_reload_and_a_reload_loses_none(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    visitor = visit()
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    page.evaluate("window.sameDocument = true")
+    for more in (225, 250, 275):
+        books(running.frame)
+        drawn(page, more)
+    expect(page.locator("[data-live=iterations]")).to_have_text(f"275 / {12 * PER_EPOCH:,}")
+    assert page.evaluate("window.sameDocument")
+    readout = page.locator("[data-live=loss-readout]").inner_text()
+    page.reload()
+    drawn(page, 275)
+    expect(page.locator("[data-live=loss-readout]")).to_have_text(readout.replace("\n", ""))
+    expect(chart(page, "utilisation")).to_have_attribute("data-points", "55")
+    assert visitor.complaints == []
+
+
+def test_a_zoom_survives_new_points_and_a_double_click_ends_it(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    visitor = visit()
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    box = chart(page).bounding_box()
+    assert box is not None
+    middle = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 300, middle)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 600, middle, steps=8)
+    page.mouse.up()
+    expect(chart(page)).to_have_attribute("data-zoomed", "true")
+    low, high = (chart(page).get_attribute(f"data-{end}") for end in ("min", "max"))
+    assert 0 < float(low or 0) < float(high or 0) < 199
+    books(running.frame)
+    drawn(page, 225)
+    assert (chart(page).get_attribute("data-min"), chart(page).get_attribute("data-max")) == (low, high)
+    page.mouse.dblclick(box["x"] + 450, middle)
+    expect(chart(page)).to_have_attribute("data-zoomed", "false")
+    expect(chart(page)).to_have_attribute("data-max", "224")
+    assert visitor.complaints == []
+
+
+def test_one_cursor_runs_over_all_three_charts(running: Story, visit: Callable[..., Any]) -> None:
+    page = visit().go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    with page.expect_response("**/clock/**"):
+        chart(page).hover(position={"x": 400, "y": 150})
+    chart(page).hover(position={"x": 500, "y": 150})
+    expect(page.locator("[data-live=loss-readout]")).not_to_contain_text("latest")
+    for other in ("utilisation", "memory"):
+        expect(page.locator(f"[data-live={other}-readout]")).not_to_contain_text("latest")
+    page.screenshot(path=artefacts() / "live-cursor.png")
+    chart(page, "memory").hover(position={"x": 300, "y": 60})
+    expect(page.locator("[data-live=utilisation-readout]")).not_to_contain_text("latest")
+    expect(page.locator("[data-live=loss-readout]")).not_to_contain_text("latest")
+
+
+def test_the_charts_obey_the_keyboard(running: Story, visit: Callable[..., Any]) -> None:
+    page = visit().go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    chart(page).focus()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("[data-live=loss-readout]")).to_contain_text("iteration 198")
+    page.keyboard.press("Home")
+    expect(page.locator("[data-live=loss-readout]")).to_contain_text("iteration 0")
+    page.keyboard.press("+")
+    expect(chart(page)).to_have_attribute("data-zoomed", "true")
+    page.keyboard.press("0")
+    expect(chart(page)).to_have_attribute("data-zoomed", "false")
+    page.locator("[data-live=log]").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-live=log]")).to_have_attribute("aria-pressed", "true")
+    drawn(page, 200)
+    page.locator("[data-live=smoothing]").focus()
+    page.keyboard.press("End")
+    expect(page.locator("[data-live=smoothing-value]")).to_have_text("0.99")
+    page.screenshot(path=artefacts() / "live-log-axis.png")
+
+
+def test_losing_contact_is_told_apart_from_failing(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    from datetime import UTC, datetime, timedelta
+
+    from labapex_server.marketplace.models import Lease
+
+    page = visit().go(f"/jobs/{running.job.pk}/")
+    expect(page.locator("[data-live=state]")).to_have_text("training")
+    silent = datetime.now(UTC) - timedelta(seconds=25)
+    books(lambda: Lease.objects.filter(pk=running.lease.pk).update(heartbeat_at=silent))
+    expect(page.locator("[data-live=state]")).to_have_text("lost contact")
+    expect(page.locator("[data-live=lost]")).to_contain_text("This is not a failure")
+    page.screenshot(path=artefacts() / "live-lost-contact.png")
+    books(lambda: Lease.objects.filter(pk=running.lease.pk).update(heartbeat_at=datetime.now(UTC)))
+    expect(page.locator("[data-live=state]")).to_have_text("training")
+    expect(page.locator("[data-live=lost]")).to_be_hidden()
+
+
+def test_the_verification_is_told_step_by_step_up_to_the_receipt(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    visitor = visit()
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    steps = page.locator("#timeline .timeline > li")
+    expect(steps.filter(has_text="Commitments")).to_contain_text("of 147 states committed")
+    books(lambda: running.trained().challenged())
+    expect(page.locator("[data-live=state]")).to_have_text("challenged")
+    expect(page.locator("[data-live=stop]")).to_be_hidden()
+    expect(steps.filter(has_text="Challenge")).to_contain_text(
+        "4 segments to train again; 5 states to be opened: 0, 17"
+    )
+    books(lambda: running.opened(0, 17))
+    expect(steps.filter(has_text="Opened states")).to_contain_text("2 of 5 arrived")
+    books(lambda: running.opened(18, 64, 92).judged())
+    expect(page.locator("[data-live=state]")).to_have_text("verified")
+    expect(page.locator("[data-live=rules] > li")).to_have_count(11)
+    expect(page.locator("[data-rule=replay]")).to_contain_text("Segments drawn after the commitment")
+    expect(steps.filter(has_text="Settlement")).to_contain_text("3.00 credits paid, 1.50 given back")
+    expect(page.locator("[data-live=cost-foot]")).to_have_text("paid 3.00 · back 1.50")
+    page.screenshot(path=artefacts() / "live-verified.png", full_page=True)
+    page.get_by_role("link", name="Verdict and receipt").first.click()
+    expect(page.locator(".verdict-word")).to_have_text("verified")
+    assert visitor.complaints == []
+
+
+def test_a_job_that_goes_to_another_worker_begins_its_curves_again(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    from labapex.protocol.states import JobState, LeaseState
+    from labapex_server.jobs import services as jobs
+    from labapex_server.lib import clock
+    from labapex_server.marketplace.models import Lease
+
+    page = visit().go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+
+    def again() -> None:
+        Lease.objects.filter(pk=running.lease.pk).update(
+            state=LeaseState.EXPIRED.value, ended_at=clock.now(), reason="silent for 30 s"
+        )
+        assert jobs.advance(running.job, JobState.QUEUED)
+        running.began += 120
+        running.running(worker="attic-h100").trained(50)
+
+    books(again)
+    drawn(page, 50)
+    expect(page.locator("[data-live=worker]")).to_contain_text("attic-h100")
+    expect(page.locator("#timeline")).to_contain_text("basement-h200: silent for 30 s")
+    expect(page.locator("[data-live=console]")).to_contain_text("went to another worker")
+
+
+def test_a_host_without_a_gpu_is_shown_as_the_cpu_that_it_is(
+    story: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    story.source = "cpu"
+    books(lambda: story.submitted().queued().running().trained(100))
+    page = visit().go(f"/jobs/{story.job.pk}/")
+    expect(page.locator("[data-live=utilisation-title]")).to_have_text("CPU utilisation")
+    expect(page.locator("[data-live=memory-title]")).to_have_text("CPU memory")
+    expect(page.locator("figure", has_text="GPU")).to_have_count(0)
+
+
+def test_a_loss_that_is_no_number_is_a_gap_with_a_mark(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    visitor = visit()
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    books(lambda: running.frame(losses=[0.5, float("nan"), float("inf"), 0.4]))
+    drawn(page, 204)
+    expect(page.locator("[data-live=loss-readout]")).to_contain_text("2 not finite")
+    page.screenshot(path=artefacts() / "live-not-finite.png")
+    assert visitor.complaints == []
+
+
+def test_the_console_follows_its_end_until_the_reader_scrolls_up(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    page = visit().go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    console = page.locator("[data-live=console]")
+    at_end = "box => box.scrollHeight - box.scrollTop - box.clientHeight < 24"
+    books(
+        lambda: running.frame(
+            text="".join(f"line {i}\n" for i in range(80)) + "\x1b[32mgreen\x1b[0m 10%\r100%\n<b>bold</b>\n"
+        )
+    )
+    expect(console).to_contain_text("line 79")
+    expect(console).to_contain_text("100%n 10%")  # a bar is drawn over itself, as in a terminal
+    expect(console).to_contain_text("<b>bold</b>")  # text stays text
+    assert console.evaluate(at_end)
+    console.evaluate("box => { box.scrollTop = 0 }")
+    books(lambda: running.frame(text="one more\n"))
+    expect(console).to_contain_text("one more")
+    assert not console.evaluate(at_end)
+    page.get_by_role("button", name="To the end").click()
+    assert console.evaluate(at_end)
+
+
+def test_another_persons_job_does_not_exist(running: Story, visit: Callable[..., Any], people: Any) -> None:
+    visitor = visit(person=people[1])
+    page = visitor.page
+    for path in ("", "timeline/", "clock/", "verdict/", "verdict.json"):
+        reply = page.goto(f"{visitor.address}/jobs/{running.job.pk}/{path}")
+        assert reply is not None
+        assert reply.status == 404
+
+
+def test_stopping_asks_first_and_then_stops(running: Story, visit: Callable[..., Any]) -> None:
+    page = visit().go(f"/jobs/{running.job.pk}/")
+    page.locator("[data-live=stop]").click()
+    page.get_by_role("button", name="Keep training").click()
+    expect(page.locator("[data-live=state]")).to_have_text("training")
+    page.locator("[data-live=stop]").click()
+    page.get_by_role("button", name="Stop the job").click()
+    expect(page.locator("[data-live=state]")).to_have_text("stopped")
