@@ -252,7 +252,8 @@ def test_a_job_whose_answer_was_lost_is_not_submitted_twice(
         (409, "not-finished", NotFinished),
         (413, "too-large", UsageError),
         (422, "digest-mismatch", MalformedInput),
-        (500, "internal", LabApexError),
+        (409, "conflict", LabApexError),
+        (500, "internal", PlatformUnreachable),
     ],
 )
 def test_a_problem_becomes_the_error_with_its_exit_code(
@@ -376,6 +377,11 @@ def test_follow_outlives_a_platform_that_is_away_and_loses_nothing(
     told += following
     assert [loss for events in told for loss in events.losses] == [2.0 / (i + 1) for i in range(10)] + [None, 0.1]
     assert len(trouble) == 3
+
+
+def test_follow_outlives_an_error_inside_the_platform(platform: MemoryPlatform, client: Client) -> None:
+    platform.faults.append(lambda request: problem(500, "internal", "something went wrong"))
+    assert [events.job.state for events in client.follow(platform.add(SPEC).id)][-1] is JobState.VERIFIED
 
 
 def test_follow_gives_up_when_nobody_answers_for_longer_than_its_patience(

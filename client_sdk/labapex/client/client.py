@@ -199,8 +199,8 @@ class Client:
         return self._ask(SignedVerdict, "GET", f"jobs/{job}/verdict/")
 
     def verdict_key(self) -> VerdictKey:
-        """The platform's key for verdicts, as the platform itself states it."""
-        return self._ask(VerdictKey, "GET", "keys/verdict/")
+        """The platform's key for verdicts, as the platform itself states it; told to anyone."""
+        return self._ask(VerdictKey, "GET", "keys/verdict/", anonymous=True)
 
     def checked_verdict(self, job: UUID, key: bytes | None = None) -> SignedVerdict:
         """The verdict on this very job, its signature checked against `key`, else against the platform's stated key."""

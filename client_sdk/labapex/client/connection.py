@@ -44,9 +44,6 @@ _BY_STATUS: dict[int, type[LabApexError]] = {
     402: NotEnoughCredit,
     404: NotFound,
     413: UsageError,
-    502: PlatformUnreachable,
-    503: PlatformUnreachable,
-    504: PlatformUnreachable,
 }
 
 
@@ -185,6 +182,8 @@ class Connection:
             error = kind(detail + _fields(problem))
         elif 300 <= status < 400:
             error = UsageError(f"{self.url} redirects to {response.headers.get('location', '?')}; use that address")
+        elif status >= 500:
+            error = PlatformUnreachable(detail)
         else:
             error = LabApexError(detail)
         return _Busy(error, response.headers.get("Retry-After")) if status in _BUSY else error

@@ -50,6 +50,13 @@ def test_verify_needs_nobody_with_a_file_and_a_key(
     assert platform.seen == []
 
 
+def test_verify_with_the_platforms_own_key_needs_no_login(
+    labapex: Labapex, pulled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LABAPEX_TOKEN")
+    assert labapex("verify", pulled / "verdict.json").code == 0
+
+
 @pytest.mark.parametrize("spelling", ["base64", "base64url", "hex", "file", "json"])
 def test_a_key_may_be_spelled_as_people_have_it(
     labapex: Labapex, platform: MemoryPlatform, pulled: Path, tmp_path: Path, spelling: str
