@@ -78,7 +78,9 @@ class Connection:
         self.sleep = sleep
         self._jitter = jitter
         # Redirects are not followed: they would carry the token to an address that nobody chose.
-        self._http = httpx.Client(transport=transport, timeout=httpx.Timeout(30, connect=10, read=120), follow_redirects=False)
+        self._http = httpx.Client(
+            transport=transport, timeout=httpx.Timeout(30, connect=10, read=120), follow_redirects=False
+        )
 
     def close(self) -> None:
         self._http.close()
