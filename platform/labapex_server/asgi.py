@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from importlib import import_module
+from typing import Any
 
 from channels.auth import AuthMiddlewareStack
 from channels.routing import ProtocolTypeRouter, URLRouter
@@ -12,13 +13,13 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
-from labapex_server.lib.http import Application, BodyLimit, Receive, Scope, Send
+from labapex_server.lib.http import BodyLimit, Receive, Scope, Send
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "labapex_server.settings")
-_django = get_asgi_application()
+_django: Any = get_asgi_application()
 
 
-def _lazy(module: str, name: str, *, consumer: bool = False) -> Application:
+def _lazy(module: str, name: str, *, consumer: bool = False) -> Any:
     """An application that is imported when it is first needed: not before the models are ready."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,9 +6,10 @@ So every broker is safe, one that forgets included. `memory://` lives within the
 from __future__ import annotations
 
 import os
+from importlib import import_module
+from typing import Any
 
 from celery import Celery
-from kombu import Queue
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "labapex_server.settings")
 
@@ -26,6 +27,7 @@ def _options(broker_url: str, longest: float) -> dict[str, object]:
 def make(broker_url: str, *, longest: float, sweep_seconds: float) -> Celery:
     """The application for a broker."""
     app = Celery("labapex_server", broker=broker_url)
+    queue: Any = import_module("kombu").Queue  # kombu has no types
     arguments: dict[str, object] = {}
     if broker_url.startswith("amqp"):
         arguments = {
@@ -34,7 +36,7 @@ def make(broker_url: str, *, longest: float, sweep_seconds: float) -> Celery:
             "x-consumer-timeout": int(2 * longest * 1000),  # milliseconds; else the broker closes the worker's channel
         }
     app.conf.update(
-        task_queues=[Queue("labapex", queue_arguments=arguments)],
+        task_queues=[queue("labapex", queue_arguments=arguments)],
         task_default_queue="labapex",
         task_acks_late=True,
         task_reject_on_worker_lost=True,

@@ -56,7 +56,7 @@ def _describe(error: Exception) -> tuple[int, str, str]:
         case exceptions.AuthenticationFailed():
             return 401, "not-logged-in", str(error.detail)
         case exceptions.Throttled():
-            return 429, "throttled", f"too many tries; wait {int(error.wait or 0) + 1} seconds"
+            return 429, "throttled", f"too many tries: {error.detail}"
         case PermissionDenied() | exceptions.PermissionDenied():
             return 403, "forbidden", "this is not allowed"
         case exceptions.APIException():

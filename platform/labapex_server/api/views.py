@@ -6,7 +6,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from django.contrib.auth import authenticate
@@ -15,7 +15,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
-from rest_framework.throttling import BaseThrottle, ScopedRateThrottle
+from rest_framework.throttling import ScopedRateThrottle
 from rest_framework.views import APIView
 
 from labapex.protocol.api import (
@@ -72,7 +72,7 @@ def _job(request: Request, job_id: UUID) -> Job:
 class Tokens(APIView):
     authentication_classes = ()
     permission_classes = (AllowAny,)
-    throttle_classes: ClassVar[list[type[BaseThrottle]]] = [ScopedRateThrottle]
+    throttle_classes = (ScopedRateThrottle,)
     throttle_scope = "login"
 
     @extend_schema(request=Login, responses={201: NewToken})

@@ -20,7 +20,7 @@ from labapex_server.lib.files import fsync_folder
 
 
 class Readable(Protocol):
-    def read(self, size: int = -1, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes: ...
 
 
 def find(owner: User, digest: str) -> Blob | None:

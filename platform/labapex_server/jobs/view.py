@@ -86,7 +86,7 @@ def _iterations(lease: Any) -> int:
 def _eta(lease: Any, state: JobState, iterations: int, total: int | None) -> float | None:
     if state is not JobState.RUNNING or not iterations or total is None or lease.state != LeaseState.RUNNING:
         return None
-    spent = (clock.now() - lease.key_released_at).total_seconds()
+    spent: float = (clock.now() - lease.key_released_at).total_seconds()
     return max(0.0, spent / iterations * (total - iterations))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
 from uuid import UUID
 
 from labapex.protocol.states import JobState
@@ -9,32 +11,39 @@ from labapex_server.celery import app
 from labapex_server.pipeline import stages
 from labapex_server.pipeline import sweep as sweeping
 
+F = TypeVar("F", bound=Callable[..., None])
 
-@app.task(name="preflight")  # type: ignore[misc]
+
+def _task(name: str) -> Callable[[F], F]:
+    register: Callable[[F], F] = app.task(name=name)
+    return register
+
+
+@_task("preflight")
 def preflight(job: str) -> None:
     stages.work(UUID(job), JobState.SUBMITTED, stages.preflight)
 
 
-@app.task(name="package")  # type: ignore[misc]
+@_task("package")
 def package(job: str) -> None:
     stages.work(UUID(job), JobState.PACKAGING, stages.package)
 
 
-@app.task(name="challenge")  # type: ignore[misc]
+@_task("challenge")
 def challenge(job: str) -> None:
     stages.work(UUID(job), JobState.CHALLENGED, stages.challenge)
 
 
-@app.task(name="verify")  # type: ignore[misc]
+@_task("verify")
 def verify(job: str) -> None:
     stages.work(UUID(job), JobState.VERIFYING, stages.verify)
 
 
-@app.task(name="settle")  # type: ignore[misc]
+@_task("settle")
 def settle(job: str) -> None:
     stages.work(UUID(job), JobState.SETTLING, stages.settle)
 
 
-@app.task(name="sweep")  # type: ignore[misc]
+@_task("sweep")
 def sweep() -> None:
     sweeping.sweep()

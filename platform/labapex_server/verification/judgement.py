@@ -7,7 +7,7 @@ from pathlib import Path
 
 from labapex.proof import merkle
 from labapex.proof.policy import decide
-from labapex.proof.rules import Evidence, judge
+from labapex.proof.rules import Evidence, judge, replay_max_error
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Environment
 from labapex.protocol.replay import ReplayReport
@@ -24,31 +24,32 @@ def verdict(
     *,
     replay: ReplayReport | None,
     opening_problem: str | None,
+    segments: Sequence[int],
     opened: Sequence[int],
     weights: str | None,
     pev_percent: float,
 ) -> Verdict:
-    """Judge one lease. The states `opened` were uploaded; `weights` is the digest of the result."""
+    """Judge one lease. `segments` were asked for, the states `opened` came; `weights` is the digest of the result."""
     contract, spec = lease.terms, lease.job.job_spec
     verifier = replay.environment if replay else _environment((lease.job.preflight or {}).get("environment"))
     worker = _environment(lease.environment)
-    rules = judge(
-        Evidence(
-            contract=contract,
-            losses=record.losses,
-            times=record.times,
-            samples=record.samples,
-            leaves=record.leaves,
-            leaf_received_at=record.leaf_received_at,
-            chain_problem=record.chain_problem,
-            replay=replay,
-            opening_problem=opening_problem,
-            worker_environment=worker,
-            verifier_environment=verifier,
-            top_q=spec.top_q,
-            pev_percent=pev_percent,
-        )
+    seen = Evidence(
+        contract=contract,
+        losses=record.losses,
+        times=record.times,
+        samples=record.samples,
+        leaves=record.leaves,
+        leaf_received_at=record.leaf_received_at,
+        chain_problem=record.chain_problem,
+        replay=replay,
+        opening_problem=opening_problem,
+        worker_environment=worker,
+        verifier_environment=verifier,
+        top_q=spec.top_q,
+        pev_percent=pev_percent,
+        asked=tuple(segments),
     )
+    rules = judge(seen)
     outcome, deciding, reason = decide(rules)
     verified = outcome == "verified"
     sizes = {leaf.index: leaf.size for leaf in record.leaves}
@@ -65,7 +66,7 @@ def verdict(
         loss_logs=len(record.losses),
         verified_epochs=contract.epochs if verified else 0,
         rules=tuple(rules),
-        replay_max_error=max_error(record, replay),
+        replay_max_error=replay_max_error(seen),
         detection=detection(audit_segments=spec.audit_segments, segments=max(0, len(record.leaves) - 1)),
         contract=digest(contract),
         proof_root=merkle.root(bytes.fromhex(leaf.digest()) for leaf in record.leaves).hex(),
@@ -93,25 +94,6 @@ def detection(*, audit_segments: int, segments: int) -> str:
         f"{audit_segments} of {segments} segments were drawn at random after the last commitment, besides first, last"
         f" and the largest of each epoch: where one in ten is false, that is caught with a probability of {caught:.0%}"
     )
-
-
-def max_error(record: Record, replay: ReplayReport | None) -> float | None:
-    """The largest relative error of a replayed segment: 0 where its end state has the committed digest.
-
-    None where nothing was replayed, or where a segment differs and its committed end state was not at hand to measure.
-    """
-    if replay is None or not replay.segments:
-        return None
-    errors = []
-    for segment in replay.segments:
-        following = record.leaves[segment.leaf + 1] if 0 <= segment.leaf < len(record.leaves) - 1 else None
-        if following is not None and following.state == segment.state:
-            errors.append(0.0)
-        elif segment.distances is not None and segment.distances.relative is not None:
-            errors.append(segment.distances.relative)
-        else:
-            return None
-    return max(errors)
 
 
 def _environment(stored: object) -> Environment | None:

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -33,7 +34,7 @@ def preflight(job: Job, *, beat: Callable[[], None]) -> None:
     if problem or report is None:
         jobs.advance(job, JobState.REFUSED, reason=(problem or "")[-_MAX_REASON:], fault=Fault.CLIENT)
         return
-    found = {
+    found: dict[str, Any] = {
         "facts": report.facts.model_dump(mode="json") if report.facts else None,
         "preflight": report.model_dump(mode="json", exclude={"console"}),
         "iteration_seconds": report.iteration_seconds,
@@ -113,7 +114,7 @@ def _objection(job: Job, report: PreflightReport | None) -> str | None:
     )
     if cost > job.budget:
         return (
-            f"budget too small: {spec.epochs} epochs of {facts.iterations_per_epoch} iterations of {seconds:.3g} s"
-            f" come to about {ledger.credits_text(cost)} credits, and the budget is {ledger.credits_text(job.budget)}; raise it"
+            f"budget too small: {spec.epochs} epochs of {facts.iterations_per_epoch} iterations of {seconds:.3g} s come"
+            f" to about {ledger.credits_text(cost)} credits; the budget is {ledger.credits_text(job.budget)}: raise it"
         )
     return None

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from django.conf import settings
 from django.db import transaction
-from labapex.proof.challenge import draw
 
 from labapex.errors import MalformedInput
+from labapex.proof.challenge import draw
 from labapex.protocol.records import Leaf
 from labapex.protocol.replay import EpochSample, ReplayReport, ReplayRequest
 from labapex.protocol.states import JobState, LeaseState
@@ -157,6 +157,7 @@ def reject_late(lease: Lease) -> None:
         evidence.read(lease),
         replay=None,
         opening_problem=problem,
+        segments=drawn.segments,
         opened=opened,
         weights=None,
         pev_percent=settings.LABAPEX.pev_percent,
@@ -204,6 +205,7 @@ def verify(lease: Lease, *, beat: Callable[[], None]) -> None:
         record,
         replay=replay,
         opening_problem=None,
+        segments=drawn.segments,
         opened=opened,
         weights=weights,
         pev_percent=settings.LABAPEX.pev_percent,
