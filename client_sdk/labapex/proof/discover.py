@@ -8,8 +8,8 @@ from torch.optim.optimizer import Optimizer
 
 from labapex.errors import TrainingFailed
 from labapex.proof import loops
-from labapex.proof.runtime import Engine, Finished
 from labapex.proof.loops import Loop
+from labapex.proof.runtime import Engine, Finished
 
 TURNS = 3  # iterations looked at once the loop is known
 PATIENCE = 50  # turns of a candidate after which an optimizer that never stepped is no longer waited for

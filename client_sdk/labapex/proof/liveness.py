@@ -39,7 +39,9 @@ def _liveness(code: CodeType) -> tuple[list[int], list[frozenset[str]], frozense
     position = {instruction.offset: n for n, instruction in enumerate(instructions)}
     # An EXTENDED_ARG prefix may be the target of a jump; it belongs to the instruction that follows it.
     for instruction in reversed(list(dis.get_instructions(code))):
-        position.setdefault(instruction.offset, min((n for o, n in position.items() if o > instruction.offset), default=0))
+        position.setdefault(
+            instruction.offset, min((n for o, n in position.items() if o > instruction.offset), default=0)
+        )
 
     successors: list[set[int]] = []
     for n, instruction in enumerate(instructions):

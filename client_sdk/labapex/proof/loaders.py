@@ -103,7 +103,7 @@ class Pass:
     def _order(self) -> Order:
         order: Order | None = self.loader.__dict__.get("_labapex_order")
         if order is None:
-            order = Order(_plain_index_sampler.__get__(self.loader), self)  # type: ignore[attr-defined]
+            order = Order(_plain_index_sampler.__get__(self.loader), self)
             self.loader.__dict__["_labapex_order"] = order
         order.current = self
         return order
@@ -157,7 +157,7 @@ def pass_digests(each: Pass, number: int) -> Iterator[bytes]:
     """The batch digests of the whole pass `number` of a stream, from the seed alone, without touching the data."""
     seed = each.numbering.seed
     _seed_generators(each.loader, seed, each.stream, number)
-    sampler = _plain_index_sampler.__get__(each.loader)  # type: ignore[attr-defined]
+    sampler = _plain_index_sampler.__get__(each.loader)
     for position, indices in enumerate(order(sampler, Stream(derive(seed, "order", each.stream, number)))):
         yield batch_digest(each.stream, number, position, indices)
 
@@ -179,7 +179,7 @@ def install(numbering: Numbering) -> None:
 
     def index_sampler(self: DataLoader[Any]) -> Any:
         known = self.__dict__.get("_labapex_order")
-        return known if known is not None else _plain_index_sampler.__get__(self)  # type: ignore[attr-defined]
+        return known if known is not None else _plain_index_sampler.__get__(self)
 
     def seeded_fetch(plain: Callable[..., Any]) -> Callable[..., Any]:
         def fetch_batch(self: Any, batch: Any) -> Any:
@@ -190,8 +190,8 @@ def install(numbering: Numbering) -> None:
 
         return fetch_batch
 
-    DataLoader.__init__ = init  # type: ignore[method-assign]
-    DataLoader.__iter__ = lambda self: Pass(self, numbering)  # type: ignore[assignment,method-assign,return-value]
+    DataLoader.__init__ = init
+    DataLoader.__iter__ = lambda self: Pass(self, numbering)
     DataLoader._index_sampler = property(index_sampler)  # type: ignore[assignment]
     for cls, plain in _plain_fetch.items():
         cls.fetch = seeded_fetch(plain)

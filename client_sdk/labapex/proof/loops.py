@@ -183,5 +183,3 @@ def active(loops: dict[int, list[Loop]], frame: FrameType | None) -> list[Loop]:
 
 def caller(depth: int) -> FrameType:
     return sys._getframe(depth + 1)
-
-

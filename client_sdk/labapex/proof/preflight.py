@@ -10,10 +10,10 @@ from uuid import UUID
 
 from labapex.errors import LabApexError, TrainingFailed
 from labapex.proof.discover import Discovery
-from labapex.proof.runtime import Engine
 from labapex.proof.isolate import isolated
 from labapex.proof.record import Recorder
 from labapex.proof.replay import Replayer, Segment
+from labapex.proof.runtime import Engine
 from labapex.proof.state import State, first_difference
 from labapex.protocol.contract import Contract, Environment, ScriptFacts
 from labapex.protocol.records import Leaf

@@ -91,12 +91,12 @@ def _set_globals(state: tuple[Any, Any, Any, Any]) -> None:
     random.setstate(random_state)
 
 
-def mix_in(seed: str) -> None:
-    """Make the script's own seeding calls draw from the lease's seed: `manual_seed(x)` becomes f(seed, x)."""
+def mix_in(lease: str) -> None:
+    """Make the script's own seeding calls draw from the `lease`'s seed: `manual_seed(x)` becomes f(lease, x)."""
     import numpy as np
 
-    def torch_manual_seed(value: int) -> torch.Generator:
-        mixed = derive(seed, "torch", int(value))
+    def torch_manual_seed(seed: int) -> torch.Generator:
+        mixed = derive(lease, "torch", int(seed))
         if torch.cuda.is_available():
             torch.cuda.manual_seed_all(mixed)
         return _torch_seed(mixed)
@@ -108,13 +108,13 @@ def mix_in(seed: str) -> None:
             nonlocal drawn
             if value is None:  # would read the operating system's entropy
                 drawn += 1
-                value = derive(seed, name, drawn)
+                value = derive(lease, name, drawn)
             return make(value, *args, **kwargs)
 
         return wrapper
 
     torch.manual_seed = torch.random.manual_seed = torch_manual_seed
     torch.seed = torch.random.seed = lambda: int(torch_manual_seed(0).initial_seed())
-    np.random.seed = lambda value=None: np.random.mtrand._rand.seed(derive(seed, "numpy", value) & _MASK32)
-    random.seed = lambda value=None, version=2: _random_seed(derive(seed, "random", value))
+    np.random.seed = lambda seed=None: np.random.mtrand._rand.seed(derive(lease, "numpy", seed) & _MASK32)
+    random.seed = lambda a=None, version=2: _random_seed(derive(lease, "random", a))
     np.random.default_rng = unseeded("default_rng", np.random.default_rng)

@@ -15,8 +15,8 @@ from pathlib import Path
 from torch.optim.optimizer import Optimizer
 
 from labapex.errors import TrainingFailed
-from labapex.proof.runtime import Engine, Finished
 from labapex.proof.loops import Loop
+from labapex.proof.runtime import Engine, Finished
 from labapex.proof.sink import Sink
 from labapex.proof.state import State, losses_digest, parameter_change
 from labapex.protocol.canonical import digest

@@ -18,12 +18,12 @@ import torch
 from torch.optim.optimizer import Optimizer
 
 from labapex.errors import MalformedInput, TrainingFailed
-from labapex.proof.runtime import Engine, Finished
 from labapex.proof.isolate import isolated
 from labapex.proof.loaders import pass_digests
 from labapex.proof.loops import Loop
 from labapex.proof.randomness import derive
 from labapex.proof.record import batches_digest, step_digest
+from labapex.proof.runtime import Engine, Finished
 from labapex.proof.state import State, distances, parameter_change, reference_distance
 from labapex.protocol.contract import Contract
 from labapex.protocol.records import column
@@ -139,7 +139,7 @@ class Replayer:
         assert loop is not None
         if self.contract.facts.has_loader:
             loop.seek(item.iteration, [[s, item.epoch - 1, item.iteration] for s, _, _ in loop.place()[2]])
-        engine.step = (item.epoch - 1) * self.contract.facts.iterations_per_epoch + item.iteration
+        engine.pretend((item.epoch - 1) * self.contract.facts.iterations_per_epoch + item.iteration)
 
     def _finish(self, engine: Engine) -> None:
         item = self.item
@@ -271,5 +271,3 @@ def _evaluations(asked: tuple[EpochSample, ...], losses: dict[int, list[float | 
         mean = sum(values) / len(values) if values and len(values) == len(found) else None
         finite = mean is not None and abs(mean) < float("inf")
         yield EvaluationReport(epoch=sample.epoch, mean=mean if finite else None, n=len(found))
-
-

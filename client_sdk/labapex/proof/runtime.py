@@ -38,7 +38,6 @@ from labapex.proof.state import State
 from labapex.proof.walk import Capture, Memory, Restore
 from labapex.protocol.contract import Contract
 
-
 L = TypeVar("L", bound=Loop)
 
 
@@ -69,7 +68,15 @@ class Engine:
     """One script in one process. `loop` is the name of the loop whose turns are iterations; None while it is unknown."""
 
     def __init__(
-        self, *, root: Path, script: str, args: list[str], seed: str, loop: str | None, gradients: bool, conductor: Conductor
+        self,
+        *,
+        root: Path,
+        script: str,
+        args: list[str],
+        seed: str,
+        loop: str | None,
+        gradients: bool,
+        conductor: Conductor,
     ) -> None:
         self.root = root.resolve()
         self.script = self.root / script
@@ -129,7 +136,7 @@ class Engine:
                 raise TrainingFailed(f"the script ended with exit code {stop.code}") from None
         except (MalformedInput, TrainingFailed):
             raise
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - whatever a script raises is its own, and is told to its author
             raise TrainingFailed(self._traceback(error)) from None
 
     def _traceback(self, error: BaseException) -> str:
@@ -212,9 +219,7 @@ class Engine:
         """The whole state at this boundary."""
         walk = Capture(self.memory, self._own)
         running = self._running()
-        frames = [
-            walk.variables(f"f{n}:{f.f_code.co_qualname}", self._live(f)) for n, f in enumerate(self._frames())
-        ]
+        frames = [walk.variables(f"f{n}:{f.f_code.co_qualname}", self._live(f)) for n, f in enumerate(self._frames())]
         modules = {name: walk.variables(name, names) for name, names in self._modules().items()}
         optimizers = [walk.node(f"optimizer.{n}", o) for n, o in enumerate(self._alive_optimizers())]
         return walk.finish(
@@ -267,11 +272,15 @@ class Engine:
             module.__dict__.update(restore.variables(nodes, name, module.__dict__))
         for n, (optimizer, node) in enumerate(zip(self._alive_optimizers(), structure["optimizers"], strict=True)):
             restore.node(node, f"optimizer.{n}", optimizer)
-        self.step = self._bounded = int(structure["step"])
+        self.pretend(int(structure["step"]))
         return True
 
+    def pretend(self, step: int) -> None:
+        """Let the next turn be iteration `step`, as far as randomness goes, whatever state the variables are in."""
+        self.step, self._bounded = step, step
+
     def _running(self) -> list[Loop]:
-        assert self.current is not None and self.current.frame is not None
+        assert self.current is not None
         found = loops.active(self.loops, self.current.frame)
         return found[: found.index(self.current) + 1]
 
@@ -369,11 +378,11 @@ class Engine:
 
             return zero_grad
 
-        Tensor.backward = backward  # type: ignore[method-assign,assignment]
-        torch.amp.GradScaler.scale = scale  # type: ignore[method-assign,assignment]
-        Optimizer.__init__ = init  # type: ignore[method-assign,assignment]
-        Optimizer.zero_grad = zeroing(Optimizer.zero_grad)  # type: ignore[method-assign]
-        nn.Module.zero_grad = zeroing(nn.Module.zero_grad)  # type: ignore[method-assign]
+        Tensor.backward = backward
+        torch.amp.GradScaler.scale = scale
+        Optimizer.__init__ = init
+        Optimizer.zero_grad = zeroing(Optimizer.zero_grad)
+        nn.Module.zero_grad = zeroing(nn.Module.zero_grad)
         register_optimizer_step_pre_hook(self._before_step)
         register_optimizer_step_post_hook(self._after_step)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +58,7 @@ class State:
         metadata = {"structure": json.dumps(self.structure), "parameters": json.dumps(self.parameters)}
         temporary = path.with_suffix(".partial")
         safetensors.torch.save_file(self.tensors, temporary, metadata=metadata)
-        os.replace(temporary, path)
+        temporary.replace(path)
         return path.stat().st_size
 
     @classmethod
@@ -82,7 +81,7 @@ def raw_bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().reshape(-1)
     if flat.numel() == 0:
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    return memoryview(flat.view(torch.uint8).numpy().data).cast("B")
 
 
 def losses_digest(column: bytes) -> str:

@@ -24,7 +24,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from types import CellType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -38,7 +38,9 @@ from labapex.proof.state import State
 
 KEEP: dict[str, Any] = {"keep": 1}
 _LIBRARY_CLASSES = ("torch.optim.", "torch.amp.", "torch.cuda.amp.", "torch.nn.", "argparse", "types", "collections")
-_HOOKS = ("_forward_", "_backward_", "_state_dict_", "_load_state_dict_", "_optimizer_", "_zero_grad_", "_is_full_backward")
+_HOOKS = (
+    "_forward_", "_backward_", "_state_dict_", "_load_state_dict_", "_optimizer_", "_zero_grad_", "_is_full_backward",
+)  # fmt: skip
 _SKIPPED_ATTRIBUTES = {"_non_persistent_buffers_set", "_per_optimizer_states", "_compiled_call_impl", "defaults"}
 _SAFE_INTEGER = 2**53 - 1
 _MAX_DEPTH = 200
@@ -249,8 +251,8 @@ class Capture:
         return {"opt": type(value).__qualname__, "state": states, "groups": groups}
 
     def _random_state(self, path: str, value: np.random.RandomState, within: bool) -> Any:
-        name, keys, position, has_gauss, cached = value.get_state()
-        node = self._store(path, torch.from_numpy(keys.astype(np.int64)), {"rng": "numpy-legacy"})
+        name, keys, position, has_gauss, cached = value.get_state(legacy=True)
+        node = self._store(path, torch.from_numpy(np.asarray(keys, dtype=np.int64)), {"rng": "numpy-legacy"})
         return {**node, "rest": [name, int(position), int(has_gauss), {"f": float(cached).hex()}]}
 
     def _plain(self, value: Any) -> Any:
@@ -341,12 +343,11 @@ class Restore:
         there += [None] * (len(node[key]) - len(there))
         items = [self.node(n, f"{path}/{i}", there[i]) for i, n in enumerate(node[key])]
         if kind is tuple:
-            if isinstance(current, tuple) and all(a is b for a, b in zip(items, current, strict=False)) and len(
-                items
-            ) == len(current):
+            same = isinstance(current, tuple) and list(map(id, items)) == list(map(id, current))
+            if same:
                 return current
             return type(current)(*items) if hasattr(current, "_fields") else tuple(items)
-        if isinstance(current, kind):
+        if isinstance(current, list | deque) and isinstance(current, kind):
             current.clear()
             current.extend(items)
             return current
@@ -373,7 +374,7 @@ class Restore:
     def _object(self, node: dict[str, Any], path: str, current: Any) -> Any:
         cls = self._class(node["o"], path)
         if type(current) is not cls:
-            current = cls.__new__(cls)
+            current = object.__new__(cls)
         self.met[path] = current
         there = current.__dict__
         values = {name: self.node(n, f"{path}/{name}", there.get(name)) for name, n in node["a"].items()}
@@ -440,7 +441,7 @@ class Restore:
         return current
 
     # A generator's node also has a "t"; so "rng" stands first.
-    _handlers: dict[str, Callable[[Restore, dict[str, Any], str, Any], Any]] = {
+    _handlers: ClassVar[dict[str, Callable[[Restore, dict[str, Any], str, Any], Any]]] = {
         "rng": _generator,
         "keep": _keep,
         "ref": _ref,

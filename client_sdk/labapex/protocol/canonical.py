@@ -46,5 +46,7 @@ def parse(model: type[M], data: bytes | str, *, limit: int) -> M:
 
 def explain(error: ValidationError) -> str:
     """The first complaints of a pydantic error on one line, without echoing the input."""
-    complaints = [f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors(include_input=False)]
+    complaints = [
+        f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors(include_input=False)
+    ]
     return "; ".join(complaints[:3])

@@ -22,7 +22,7 @@ from uuid import UUID
 
 from pydantic import Field, TypeAdapter
 
-from labapex.protocol.canonical import Digest, Message
+from labapex.protocol.canonical import Message
 from labapex.protocol.contract import Environment
 from labapex.protocol.packing import unpack
 
@@ -221,9 +221,7 @@ class Refusal(Message):
 
 FromExecutable = Annotated[Open | Data | Fin | KeyRequest, Field(discriminator="type")]
 ToExecutable = Annotated[Welcome | Ack | Nack | FinAck | KeyRelease | Refusal, Field(discriminator="type")]
-FromAgent = Annotated[
-    Hello | Ready | Heartbeat | Failed | Open | Data | Fin | KeyRequest, Field(discriminator="type")
-]
+FromAgent = Annotated[Hello | Ready | Heartbeat | Failed | Open | Data | Fin | KeyRequest, Field(discriminator="type")]
 ToAgent = Annotated[
     Nonce | Greeting | Grant | Idle | OpenStates | Released | Welcome | Ack | Nack | FinAck | KeyRelease | Refusal,
     Field(discriminator="type"),

@@ -28,7 +28,7 @@ def unpack(adapter: TypeAdapter[T], data: bytes, *, limit: int) -> T:
         return adapter.validate_python(plain)
     except ValidationError as error:
         raise MalformedInput(explain(error)) from None
-    except (ValueError, RecursionError, msgpack.UnpackException) as error:  # truncated, trailing bytes, bad UTF-8, too deep
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:  # truncated, trailing, bad UTF-8, too deep
         raise MalformedInput(f"not a msgpack message: {error}") from None
 
 

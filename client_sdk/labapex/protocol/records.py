@@ -32,7 +32,7 @@ class Leaf(Message):
     step: int = Field(ge=0)
     state: Digest  # Merkle root over the state's entries
     size: int = Field(ge=0)  # bytes of the state file
-    update_norm: float | None = Field(ge=0, allow_inf_nan=False)  # l2 norm of the parameters' change: a claim; None: not finite
+    update_norm: float | None = Field(ge=0, allow_inf_nan=False)  # l2 norm of the parameters' change; None: not finite
     batches: Digest  # of the batch index digests since the last leaf
     losses: Digest  # SHA-256 over the float64 losses since the last leaf
     prev: Digest  # digest of the leaf before; of the contract for the first

@@ -1,4 +1,4 @@
-"""Requests to the runner's modes `preflight` and `replay`, and its reports. JSON files in the job's folder, both ways.
+"""Requests to the runner's modes `preflight` and `replay`, and its reports: JSON files in the job's folder.
 
 The platform starts the frozen runner in the sandbox, hands it a folder and reads the report under a size cap. The report
 was written by a process in which the client's code ran: it is hostile input, read with `parse`."""

@@ -25,9 +25,7 @@ class JobState(StrEnum):
         return self in END_STATES
 
 
-END_STATES = frozenset(
-    {JobState.VERIFIED, JobState.REJECTED, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED}
-)
+END_STATES = frozenset({JobState.VERIFIED, JobState.REJECTED, JobState.REFUSED, JobState.FAILED, JobState.CANCELLED})
 
 
 class LeaseState(StrEnum):

@@ -20,7 +20,7 @@ class Weight(StrEnum):
 
 
 class RuleResult(Message):
-    """One rule's outcome. `result` is "not-applicable" where the rule has nothing to look at, with `detail` saying why."""
+    """One rule's outcome. "not-applicable": the rule has nothing to look at, and `detail` says why."""
 
     rule: str
     value: float | str | None
