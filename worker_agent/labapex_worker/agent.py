@@ -67,6 +67,7 @@ class Agent:
     def __init__(self, spool: Spool, *, slots: int = 1) -> None:
         self._spool = spool
         self._held_back: set[UUID] = set()  # leases whose executable waits for room in the spool
+        self._nacked: dict[UUID, int] = {}  # the gap of which the executable was told: once, or it would send in circles
         self.session = Session(
             slots=slots,
             works={
@@ -147,6 +148,7 @@ class Agent:
             return [ToExecutable(lease, Refusal(code="over", message="the lease is over", fatal=True, lease=lease))]
         match message:
             case Open():
+                self._nacked.pop(lease, None)
                 return [ToExecutable(lease, Welcome(lease=lease, seq=held.seq, next=held.next, head=held.head))]
             case KeyRequest():
                 if held.key_request is None:
@@ -170,7 +172,11 @@ class Agent:
             self._held_back.add(frame.lease)
             return []
         if taken is Taken.GAP:
+            if frame.lease in self._held_back or self._nacked.get(frame.lease) == held.seq:
+                return []
+            self._nacked[frame.lease] = held.seq
             return [ToExecutable(frame.lease, Nack(lease=frame.lease, expected=held.seq))]
+        self._nacked.pop(frame.lease, None)
         ack = ToExecutable(frame.lease, Ack(lease=frame.lease, seq=held.seq - 1, head=held.head))
         return [ack, *self._do(self.session.spooled(frame.lease, held.seq))]
 
@@ -220,6 +226,7 @@ class Agent:
     def discarded(self, lease: UUID) -> list[Errand]:
         self._spool.forget(lease)
         self._held_back.discard(lease)
+        self._nacked.pop(lease, None)
         return self._do(self.session.discarded(lease))
 
     # ------------------------------------------------------------------------------------------------------------------

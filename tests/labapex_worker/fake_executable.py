@@ -1,0 +1,224 @@
+"""A program that speaks the executable's side of the socket, run inside the sandbox in place of a frozen runner.
+
+`make` wraps it into a real, signed executable: its bootloader is a shell script that starts this file. What it does is
+written in the contract's arguments, NAME=VALUE:
+
+    frames=N            so many frames, of two losses each
+    wait_at=N           before frame N wait until the agent has answered on a second connection
+    exit=N              instead of finishing: exit with N once all frames are acknowledged
+    states=N            write so many state files
+    link=PATH           make state 0 a symbolic link to PATH
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from uuid import UUID
+
+COOKIE = struct.Struct("!8sIIII64s")
+COOKIE_MAGIC = b"MEI\014\013\012\013\016"
+
+
+def make(folder: Path, *, signing_key: bytes, worker: UUID, lease: UUID, job: UUID, plan: dict[str, object]) -> bytes:
+    """The bytes of a signed executable."""
+    from labapex import executable, sealing
+    from labapex.protocol.contract import Contract, ScriptFacts
+    from labapex.protocol.manifest import Index, Manifest
+
+    bootloader, archive = folder / "bootloader", folder / "runner.pkg"
+    bootloader.write_bytes(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} "$0"\nexit 9\n'.encode())
+    padding = os.urandom(50_000)
+    archive.write_bytes(padding + COOKIE.pack(COOKIE_MAGIC, len(padding) + COOKIE.size, 0, 0, 311, bytes(64)))
+    runner = executable.load_runner(folder)
+    section = executable.seal_index(Index(entries=()), bytes(32))
+    facts = ScriptFacts(
+        loop="x:1", iterations_per_epoch=2, has_loader=True, gradients_are_state=False, parameters=1, state_bytes=1
+    )
+    contract = Contract(
+        job=job,
+        lease=lease,
+        seed="0" * 64,
+        code="0" * 64,
+        data="0" * 64,
+        script="train.py",
+        args=tuple(f"{name}={value}" for name, value in plan.items()),
+        epochs=1,
+        checkpoint_every=1,
+        threads=1,
+        facts=facts,
+    )
+    manifest = Manifest(
+        runner=runner.digest,
+        bootloader_size=runner.bootloader_size,
+        archive_size=runner.archive_size,
+        sections=(executable.describe(section),),
+        worker=worker,
+        contract=contract,
+        expires_at=int(time.time()) + 3600,
+    )
+    laid_out = executable.layout(runner, [section], manifest, sealing.sign(signing_key, manifest))
+    return b"".join(laid_out.stream())
+
+
+class Executable:
+    """Frames are kept until the agent acknowledges them; the connection is made anew whenever it breaks."""
+
+    def __init__(self, path: Path) -> None:
+        from labapex import executable, sealing
+        from labapex.protocol.frames import genesis
+
+        self.manifest = executable.inspect(path).manifest
+        contract = self.manifest.contract
+        self.lease = contract.lease
+        self.plan = dict(argument.split("=", 1) for argument in contract.args)
+        self.private, self.public = sealing.new_hpke_keys()
+        self.signing, self.signing_public = sealing.new_signing_keys()
+        self.run_key = b""
+        self.unacked: dict[int, bytes] = {}
+        self.seq = 0
+        self.head = genesis(self.lease)
+        self.connections = 0
+        self.connection: socket.socket | None = None
+
+    def main(self) -> int:
+        folder = Path(os.environ["LABAPEX_JOB_FOLDER"])
+        states = folder / "states"
+        states.mkdir()
+        for index in range(int(self.plan.get("states", 0))):
+            (states / f"{index}.safetensors").write_bytes(b"state %d " % index * 1000)
+        if "link" in self.plan:
+            (states / "0.safetensors").unlink(missing_ok=True)
+            (states / "0.safetensors").symlink_to(self.plan["link"])
+        self.get_keys()
+        for number in range(int(self.plan["frames"])):
+            while number == int(self.plan.get("wait_at", -1)) and self.connections < 2:
+                self.listen()
+            self.make_frame()
+        while self.unacked:
+            self.listen()
+        if "exit" in self.plan:
+            print("Traceback: it went wrong", file=sys.stderr)
+            return int(self.plan["exit"])
+        self.finish()
+        return 0
+
+    def get_keys(self) -> None:
+        from labapex import sealing
+        from labapex.protocol.contract import Environment
+        from labapex.protocol.frames import KeyRelease, KeyRequest
+        from labapex.protocol.packing import pack
+
+        environment = Environment(python="3.11", torch="2", device="cpu: x", capability="AVX2", threads=1)
+        request = KeyRequest(
+            lease=self.lease, hpke_key=self.public, signing_key=self.signing_public, environment=environment
+        )
+        while not self.run_key:
+            self.say(pack(request))
+            while (message := self.listen()) is not None:
+                if isinstance(message, KeyRelease):
+                    keys = sealing.open_release(self.private, manifest=self.manifest, sealed=message.sealed)
+                    self.run_key = keys.run_key
+                    break
+
+    def make_frame(self) -> None:
+        from labapex import sealing
+        from labapex.protocol.packing import pack
+        from labapex.protocol.records import FrameBody, column
+
+        losses = [float(2 * self.seq), float(2 * self.seq + 1)]
+        frame = sealing.seal_frame(
+            self.run_key,
+            lease=self.lease,
+            seq=self.seq,
+            first=2 * self.seq,
+            prev=self.head,
+            body=FrameBody(losses=column(losses), times=column(losses)),
+        )
+        self.seq, self.head = self.seq + 1, frame.hash
+        self.unacked[frame.seq] = pack(frame)
+        self.say(self.unacked[frame.seq])
+
+    def finish(self) -> None:
+        from labapex import sealing
+        from labapex.protocol.frames import Fin, FinAck, fin_bytes
+        from labapex.protocol.packing import pack
+
+        text = fin_bytes(lease=self.lease, seq=self.seq, total=2 * self.seq, head=self.head)
+        signature = sealing.sign(self.signing, text)
+        fin = Fin(lease=self.lease, seq=self.seq, total=2 * self.seq, head=self.head, signature=signature)
+        while True:
+            self.say(pack(fin))
+            while (message := self.listen()) is not None:
+                if isinstance(message, FinAck):
+                    return
+
+    # -- the socket ----------------------------------------------------------------------------------------------------
+
+    def say(self, data: bytes) -> None:
+        try:
+            self.connected().sendall(struct.pack(">I", len(data)) + data)
+        except OSError:
+            self.connection = None  # asked for again by Welcome
+
+    def listen(self) -> object:
+        """The next message; None where the connection broke. Acknowledgements and gaps are dealt with here."""
+        from labapex.protocol.frames import Ack, Nack, Welcome, to_executable
+
+        connection = self.connected()
+        try:
+            data = self.exactly(connection, *struct.unpack(">I", self.exactly(connection, 4)))
+        except OSError:
+            self.connection = None
+            return None
+        message = to_executable(data)
+        match message:
+            case Ack():
+                self.unacked = {seq: frame for seq, frame in self.unacked.items() if seq > message.seq}
+            case Nack():
+                self.resend(message.expected)
+            case Welcome():
+                self.unacked = {seq: frame for seq, frame in self.unacked.items() if seq >= message.seq}
+                self.resend(message.seq)
+        return message
+
+    def resend(self, first: int) -> None:
+        for seq, frame in list(self.unacked.items()):
+            if seq >= first:
+                self.say(frame)
+
+    def connected(self) -> socket.socket:
+        from labapex.protocol.frames import Open
+        from labapex.protocol.packing import pack
+
+        while self.connection is None:
+            attempt = socket.socket(socket.AF_UNIX)
+            try:
+                attempt.connect(os.environ["LABAPEX_AGENT_SOCKET"])
+                data = pack(Open(lease=self.lease))
+                attempt.sendall(struct.pack(">I", len(data)) + data)
+            except OSError:
+                attempt.close()
+                time.sleep(0.05)  # the real one backs off too
+                continue
+            self.connection = attempt
+            self.connections += 1
+        return self.connection
+
+    @staticmethod
+    def exactly(connection: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            if not (piece := connection.recv(size - len(data))):
+                raise ConnectionResetError
+            data += piece
+        return data
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "client_sdk"))
+    raise SystemExit(Executable(Path(sys.argv[1])).main())
