@@ -17,7 +17,7 @@ from rich.text import Text
 from labapex import bundle
 from labapex.cli import report, spec_file
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
-from labapex.cli.output import clean, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
+from labapex.cli.output import clean, counted, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
 from labapex.cli.watch import LineView, LiveView, View, Watch, draw
 from labapex.client import Client, is_news
 from labapex.errors import PlatformUnreachable, UsageError
@@ -156,8 +156,8 @@ def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: i
     for name, text in (
         ("job", spec.name),
         ("script", " ".join([spec.script, *spec.arguments()])),
-        ("code", f"{len(files.bundle.code)} files, {size(files.code_bytes)}"),
-        ("data", f"{len(files.bundle.data)} files, {size(files.data_bytes)}" if spec.data else "none"),
+        ("code", f"{counted(len(files.bundle.code), 'file')}, {size(files.code_bytes)}"),
+        ("data", f"{counted(len(files.bundle.data), 'file')}, {size(files.data_bytes)}" if spec.data else "none"),
         ("epochs (E)", str(spec.epochs)),
         ("iterations per epoch (I)", iterations),
         ("checkpoint every (k)", f"{spec.checkpoint_every} iterations"),

@@ -54,7 +54,7 @@ def headline(text: str) -> str:
     lines = [line for line in clean(text).splitlines() if line.strip()]
     if not lines:
         return ""
-    return lines[-1 if any(line.startswith("Traceback (") for line in lines) else 0].strip()
+    return lines[-1 if any("Traceback (most recent call last)" in line for line in lines) else 0].strip()
 
 
 def plain(value: BaseModel | Mapping[str, Any] | list[Any]) -> Any:
@@ -73,6 +73,10 @@ def print_json(value: BaseModel | Mapping[str, Any] | list[Any]) -> None:
 def credits(micro: int) -> str:
     """Micro-credits as people write them: 2500000 is '2.5'."""
     return format((Decimal(micro) / CREDIT).normalize(), "f")
+
+
+def counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def size(count: float) -> str:

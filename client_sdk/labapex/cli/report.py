@@ -92,7 +92,7 @@ def outcome(job: JobView, verdict: Verdict | None = None) -> LabApexError | None
     if job.state is JobState.REFUSED and _about_money(job):
         return NotEnoughCredit(reason)
     if job.state is JobState.REFUSED:
-        return TrainingFailed(f"refused by the preflight: {reason}")
+        return TrainingFailed(f"refused by the preflight: {reason.removeprefix('preflight: ')}")
     if job.state is JobState.FAILED:
         return TrainingFailed(f"the job failed: {reason}")
     return None

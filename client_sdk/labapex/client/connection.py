@@ -193,8 +193,7 @@ class Connection:
     def _not_logged_in(self, problem: Problem | None) -> NotLoggedIn:
         if self.token is None:  # the answer to a login
             return NotLoggedIn(problem.detail if problem else "wrong user name or password")
-        said = f" ({problem.detail})" if problem else ""
-        return NotLoggedIn(f"{self.url} does not accept the token {self.token.hint()}{said}; run `labapex login`")
+        return NotLoggedIn(f"{self.url} does not accept the token {self.token.hint()}; run `labapex login`")
 
 
 class _Busy(Exception):

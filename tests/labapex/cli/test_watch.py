@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console as Terminal
 from tests.labapex.memory_platform import Chapter, MemoryPlatform, rule
 
-from labapex.cli.output import clean, credits, duration, headline, size
+from labapex.cli.output import clean, counted, credits, duration, headline, size
 from labapex.cli.watch import Curve, LiveView, Watch, sparkline
 from labapex.protocol.records import Console, Sample
 from labapex.protocol.spec import CREDIT, JobSpec, micro_credits
@@ -136,4 +136,5 @@ def test_people_read_sizes_durations_and_headlines() -> None:
     assert headline("Traceback (most recent call last):\n  x\nValueError: 3\n") == "ValueError: 3"
     assert headline("first\nsecond") == "first"
     assert credits(CREDIT) == "1"
+    assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
     assert JobState.VERIFIED.ended
