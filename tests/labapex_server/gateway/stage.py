@@ -105,7 +105,7 @@ def a_run(job: Job, host: Host, **kwargs: Any) -> Run:
     request, hpke_private, signing = key_request(lease)
     sealed = marketplace.release_keys(lease, request=request)
     keys = open_release(hpke_private, manifest=Manifest.model_validate(lease.manifest), sealed=sealed)
-    lease.refresh_from_db()
+    lease = Lease.objects.select_related("job", "worker").get(pk=lease.pk)
     executable = Executable(lease.terms, run_key=keys.run_key, signing_key=signing, **kwargs)
     return Run(lease, token, host, executable)
 
