@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.extra.django import TestCase
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from labapex.errors import NotEnoughCredit
+from labapex_server.accounts.models import User
+from labapex_server.ledger import services as ledger
+from labapex_server.ledger.models import HELD, Transfer
+
+pytestmark = pytest.mark.django_db
+
+
+def test_a_hold_lowers_what_is_available_and_voiding_gives_it_back(researcher: User) -> None:
+    account = ledger.account_of(researcher)
+    before = ledger.balance(account)
+    held = ledger.hold(account, amount=7, job=uuid.uuid4(), memo="")
+    assert ledger.balance(account) == ledger.Balance(before.available - 7, 7)
+    ledger.void(held)
+    assert ledger.balance(account) == before
+    assert ledger.outcome(held) == ledger.Outcome(held=7, paid=0, refunded=7, open=False)
+
+
+def test_more_than_is_available_is_never_held(researcher: User) -> None:
+    account = ledger.account_of(researcher)
+    with pytest.raises(NotEnoughCredit, match="100 are available"):
+        ledger.hold(account, amount=ledger.balance(account).available + 1, job=uuid.uuid4(), memo="")
+
+
+def test_the_same_job_is_held_once(researcher: User) -> None:
+    account, job = ledger.account_of(researcher), uuid.uuid4()
+    assert ledger.hold(account, amount=7, job=job, memo="") == ledger.hold(account, amount=7, job=job, memo="")
+    assert ledger.balance(account).held == 7
+
+
+def test_settling_pays_the_host_and_gives_the_rest_back_to_the_unit(researcher: User, host: User) -> None:
+    account, payee = ledger.account_of(researcher), ledger.account_of(host)
+    before = ledger.balance(account).available
+    held = ledger.hold(account, amount=10, job=uuid.uuid4(), memo="")
+    rows = ledger.settle(held, payments=[(payee, 7, "3 epochs")])
+    assert [row.amount for row in rows] == [7, 3]
+    assert ledger.balance(account) == ledger.Balance(before - 7, 0)
+    assert ledger.balance(payee).available == 7
+    assert ledger.balance(ledger.escrow()) == ledger.Balance(0, 0)
+    assert ledger.outcome(held) == ledger.Outcome(held=10, paid=7, refunded=3, open=False)
+
+
+def test_settling_twice_pays_once(researcher: User, host: User) -> None:
+    account, payee = ledger.account_of(researcher), ledger.account_of(host)
+    held = ledger.hold(account, amount=10, job=uuid.uuid4(), memo="")
+    first = ledger.settle(held, payments=[(payee, 7, "")])
+    again = ledger.settle(held, payments=[(payee, 9, "")])
+    assert {row.pk for row in first} == {row.pk for row in again}
+    assert ledger.balance(payee).available == 7
+
+
+def test_a_client_who_hosts_himself_still_has_a_correct_receipt(researcher: User) -> None:
+    account = ledger.account_of(researcher)
+    before = ledger.balance(account).available
+    held = ledger.hold(account, amount=10, job=uuid.uuid4(), memo="")
+    ledger.settle(held, payments=[(account, 7, "own work")])
+    assert ledger.balance(account).available == before
+    assert ledger.outcome(held) == ledger.Outcome(held=10, paid=7, refunded=3, open=False)
+
+
+def test_payments_over_the_hold_are_an_error_and_change_nothing(researcher: User, host: User) -> None:
+    held = ledger.hold(ledger.account_of(researcher), amount=10, job=uuid.uuid4(), memo="")
+    with pytest.raises(ValueError, match="out of a hold"):
+        ledger.settle(held, payments=[(ledger.account_of(host), 11, "")])
+    assert Transfer.objects.get(pk=held.pk).status == HELD
+
+
+@pytest.mark.parametrize(("amount", "text"), [(0, "0"), (2_500_000, "2.5"), (1, "0.000001"), (-3_000_000, "-3")])
+def test_credits_are_written_as_people_write_them(amount: int, text: str) -> None:
+    assert ledger.credits_text(amount) == text
+
+
+class Book(RuleBasedStateMachine):
+    """The book against a model of two numbers a person, whatever happens in whatever order and however often."""
+
+    holds: Bundle[Any] = Bundle("holds")
+    amounts = st.integers(min_value=1, max_value=1000)
+
+    @initialize()
+    def people(self) -> None:
+        names = ("ann", "ben", "host")
+        users = {name: User.objects.create(username=f"{name}-{uuid.uuid4()}") for name in names}
+        self.accounts = {name: ledger.account_of(user) for name, user in users.items()}
+        self.available = dict.fromkeys(names, 0)
+        self.open: dict[uuid.UUID, tuple[str, int]] = {}
+        self.issued = 0
+        self.issued_before = -ledger.balance(ledger.issuer()).available
+
+    @rule(who=st.sampled_from(["ann", "ben"]), amount=amounts)
+    def top_up(self, who: str, amount: int) -> None:
+        ledger.top_up(self.accounts[who], amount=amount, memo="")
+        self.available[who] += amount
+        self.issued += amount
+
+    @rule(target=holds, who=st.sampled_from(["ann", "ben"]), amount=amounts)
+    def hold(self, who: str, amount: int) -> Any:
+        job = uuid.uuid4()
+        if amount > self.available[who]:
+            with pytest.raises(NotEnoughCredit):
+                ledger.hold(self.accounts[who], amount=amount, job=job, memo="")
+            return None
+        held = ledger.hold(self.accounts[who], amount=amount, job=job, memo="")
+        self.available[who] -= amount
+        self.open[held.pk] = (who, amount)
+        return held
+
+    @rule(held=holds, share=st.integers(0, 100))
+    def settle(self, held: Any, share: int) -> None:
+        if held is None:
+            return
+        paid = held.amount * share // 100
+        ledger.settle(held, payments=[(self.accounts["host"], paid, "")] if paid else [])
+        if held.pk in self.open:
+            who, amount = self.open.pop(held.pk)
+            self.available[who] += amount - paid
+            self.available["host"] += paid
+
+    @rule(held=holds)
+    def void(self, held: Any) -> None:
+        if held is not None:
+            ledger.void(held)
+            if held.pk in self.open:
+                who, amount = self.open.pop(held.pk)
+                self.available[who] += amount
+
+    @invariant()
+    def every_balance_is_the_models(self) -> None:
+        for who, account in getattr(self, "accounts", {}).items():
+            held = sum(amount for name, amount in self.open.values() if name == who)
+            assert ledger.balance(account) == ledger.Balance(self.available[who], held)
+
+    @invariant()
+    def no_credit_appears_or_vanishes(self) -> None:
+        if hasattr(self, "accounts"):
+            assert ledger.balance(ledger.escrow()).available == 0
+            assert -ledger.balance(ledger.issuer()).available - self.issued_before == self.issued
+
+
+class TestBook(TestCase, Book.TestCase):  # type: ignore[misc]
+    settings = settings(
+        max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    )
