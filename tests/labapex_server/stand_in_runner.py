@@ -1,0 +1,97 @@
+"""Plays the frozen runner: a real program with its command line, which takes its behaviour from the job's script.
+
+A script of this test suite is one line, for example `problem: it raised`. An honest state file hashes to what
+`telemetry.executable.Executable` commits to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+ENVIRONMENT = {"python": "3.11", "torch": "2.13", "device": "cpu: test", "capability": "AVX2", "threads": 1}
+FACTS = {
+    "loop": "train.py:9",
+    "iterations_per_epoch": 7,
+    "has_loader": True,
+    "gradients_are_state": False,
+    "parameters": 10,
+    "state_bytes": 100,
+}
+
+
+def main() -> None:
+    mode, folder = sys.argv[1], Path(sys.argv[2])
+    request = json.loads((folder / "request.json").read_bytes())
+    script = request["contract"]["script"] if mode == "replay" else request["script"]
+    word, _, rest = (folder / "work" / script).read_text().strip().partition(": ")
+    if word == "crash":
+        sys.stderr.write("Killed by its own hand\n")
+        os._exit(7)
+    if word == "hang":
+        time.sleep(3600)
+    if word == "link":
+        (folder / "report.json").symlink_to("/etc/passwd")
+        return
+    if word == "flood":
+        (folder / "report.json").write_bytes(b" " * (65 << 20))
+        return
+    if word == "look":
+        seen = {"environment": sorted(os.environ), "secret": Path(rest).exists()}
+        report: dict[str, object] = {"problem": json.dumps(seen)}
+    elif mode == "preflight":
+        report = preflight(word, rest)
+    else:
+        report = replay(request, folder)
+    temporary = folder / "report.json.new"
+    temporary.write_text(json.dumps(report))
+    temporary.rename(folder / "report.json")
+
+
+def preflight(word: str, rest: str) -> dict[str, object]:
+    if word == "problem":
+        return {"problem": rest, "console": "Traceback"}
+    seconds = float(rest) if word == "slow" else 0.01
+    per_epoch = int(rest) if word == "long" else 7
+    return {
+        "facts": {**FACTS, "iterations_per_epoch": per_epoch},
+        "environment": ENVIRONMENT,
+        "initial_state": "11" * 32,
+        "iteration_seconds": seconds,
+        "replay_max_error": 0.0,
+        "console": "epoch 1\n",
+    }
+
+
+def replay(request: dict[str, dict[str, object]], folder: Path) -> dict[str, object]:
+    """Every segment ends in the state that an honest worker commits to. No leaf of this suite has a true batch digest."""
+    states = sorted(int(path.stem) for path in (folder / "states").iterdir())
+    if sorted(map(int, request["digests"])) != states:
+        return {"problem": "states and digests do not belong together"}
+    (folder / "weights.safetensors").write_bytes(b"weights of the final state")
+    segments = [
+        {
+            "leaf": leaf,
+            "start": 0,
+            "stop": 1,
+            "state": hashlib.sha256(f"state {leaf + 1}".encode()).hexdigest(),
+            "batches": "ba" * 32,
+            "losses": "",
+            "seconds": 0.1,
+        }
+        for leaf in request["segments"]
+    ]
+    return {
+        "environment": ENVIRONMENT,
+        "initial_state": hashlib.sha256(b"state 0").hexdigest(),
+        "segments": segments,
+        "seconds": 0.5,
+    }
+
+
+if __name__ == "__main__":
+    main()
