@@ -63,6 +63,10 @@ class Piece:
     console: tuple[Console, ...]
 
     @property
+    def points(self) -> int:
+        return len(self.losses) + len(self.samples)
+
+    @property
     def text(self) -> int:
         return sum(len(line.text) for line in self.console)
 
@@ -111,13 +115,18 @@ def pieces(lease: UUID, since: int) -> list[Piece]:
     return list(page(Piece.of(*row) for row in fields.iterator(chunk_size=200)))
 
 
+def full(new: Sequence[Piece]) -> bool:
+    """Whether a page of these pieces had no room for more."""
+    return sum(piece.points for piece in new) >= PAGE_POINTS or sum(piece.text for piece in new) >= PAGE_TEXT
+
+
 def page(following: Iterable[Piece]) -> Iterator[Piece]:
     """The first of these pieces, until a page is full."""
     points = text = 0
     for piece in following:
         if points >= PAGE_POINTS or text >= PAGE_TEXT:
             return
-        points += len(piece.losses) + len(piece.samples)
+        points += piece.points
         text += piece.text
         yield piece
 

@@ -113,16 +113,16 @@ class Hub:
             async with self._news:
                 self.tick += 1
                 self._news.notify_all()
-        return sum(len(piece.losses) for piece in new) >= PAGE_POINTS
+        return charts.full(new)
 
     def _keep(self, piece: Piece) -> None:
         self._ring.append(piece)
         self._end = piece.seq + 1
-        self._points += len(piece.losses) + len(piece.samples)
+        self._points += piece.points
         self._text += piece.text
         while len(self._ring) > 1 and (self._points > PAGE_POINTS or self._text > PAGE_TEXT):
             oldest = self._ring.popleft()
-            self._points -= len(oldest.losses) + len(oldest.samples)
+            self._points -= oldest.points
             self._text -= oldest.text
 
 

@@ -36,7 +36,9 @@ def a_runner(settings: Any, folder: Path) -> None:
     """Stand-ins for the frozen runner's two files: this door only passes them on."""
     folder.mkdir()
     (folder / "bootloader").write_bytes(b"\x7fELF bootloader" * 100_000)
-    (folder / "runner.pkg").write_bytes(b"archive and cookie" * 50_000)
+    table = b"archive" * 100_000
+    cookie = struct.pack("!8sIIII64s", b"MEI\014\013\012\013\016", len(table) + 88, 0, 0, 311, b"libpython3.11.so")
+    (folder / "runner.pkg").write_bytes(table + cookie)
     settings.LABAPEX = settings.LABAPEX.model_copy(update={"runner_dir": folder})
 
 
@@ -110,7 +112,7 @@ def a_run(job: Job, host: Host, **kwargs: Any) -> Run:
     return Run(lease, token, host, executable)
 
 
-def a_state(size: int = 64) -> bytes:
+def a_state(size: int = 128) -> bytes:
     """A file of `size` bytes that is laid out as safetensors."""
     for width in range(size):
         header = json.dumps({"w": {"dtype": "U8", "shape": [width], "data_offsets": [0, width]}}).encode()

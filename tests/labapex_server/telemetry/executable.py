@@ -49,7 +49,7 @@ class Executable:
     signing_key: bytes = field(default_factory=lambda: new_signing_keys()[0])
     frame_losses: int = 4
     leaf_lag: int = 0  # frames by which leaves come after their losses
-    state_size: int = 64
+    state_size: int = 128
     losses: list[float] = field(default_factory=list)
     frames: list[Data] = field(default_factory=list)
 
