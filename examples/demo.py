@@ -50,9 +50,9 @@ def main() -> int:
     with platform(environment) as url:
         client = Client(url)
         name, password = (HOME / "platform" / "first-login").read_text().split()
-        environment |= {"LABAPEX_URL": url, "LABAPEX_TOKEN": client.login(name, password)}
+        environment |= {"LABAPEX_URL": url, "LABAPEX_TOKEN": client.login(name, password).token}
         with worker(environment, url, chosen.cheat):
-            command = [sys.executable, "-m", "labapex.cli.main", "run", str(example / "labapex.yaml"), "--yes", "--json"]
+            command = [program("labapex"), "run", str(example / "labapex.yaml"), "--yes", "--json"]
             return subprocess.run(command, env=environment, check=False).returncode
 
 
@@ -81,7 +81,7 @@ def worker(environment: dict[str, str], url: str, cheat: str) -> Iterator[None]:
     """A worker that is enrolled and takes jobs; with `cheat`, one that lies."""
     home = HOME / "worker"
     code = Client(url, token=environment["LABAPEX_TOKEN"]).enrolment_code().code
-    host = [sys.executable, "-m", "labapex_worker"]
+    host = [program("labapex-worker")]
     enrol = [*host, "enrol", code, "--platform", url, "--name", cheat or "this-machine", "--home", str(home)]
     subprocess.run(enrol, env=environment, check=True, stderr=subprocess.DEVNULL)
     if cheat:
@@ -105,6 +105,11 @@ def started(name: str, command: list[str], environment: dict[str, str]) -> Itera
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def program(name: str) -> str:
+    """A command of the environment that runs this."""
+    return str(Path(sys.executable).with_name(name))
 
 
 def free_port() -> int:

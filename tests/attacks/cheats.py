@@ -17,7 +17,7 @@ import torch
 from labapex.errors import TrainingFailed
 from labapex.proof import loaders
 from labapex.proof.engine import environment
-from labapex.proof.record import Recorder, step_digest
+from labapex.proof.record import Recorder
 from labapex.proof.runtime import Engine, Finished
 from labapex.proof.sink import Sink
 from labapex.proof.state import State

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def largest_updates(contract: Contract, leaves: Sequence[Leaf], top_q: int) -> s
     """Of each epoch, the `top_q` segments with the largest claimed update norm; a norm that is not finite ranks first."""
     per_epoch = contract.facts.iterations_per_epoch
     by_epoch: dict[int, list[tuple[float, int]]] = {}
-    for before, after in zip(leaves, leaves[1:], strict=False):
+    for before, after in itertools.pairwise(leaves):
         norm = math.inf if after.update_norm is None else after.update_norm
         by_epoch.setdefault(before.step // per_epoch, []).append((norm, before.index))
     return {index for ranked in by_epoch.values() for _, index in sorted(ranked, reverse=True)[:top_q]}

@@ -191,7 +191,7 @@ def install(numbering: Numbering) -> None:
         return fetch_batch
 
     DataLoader.__init__ = init
-    DataLoader.__iter__ = lambda self: Pass(self, numbering)
+    DataLoader.__iter__ = lambda self: Pass(self, numbering)  # type: ignore[assignment,return-value]
     DataLoader._index_sampler = property(index_sampler)  # type: ignore[assignment]
     for cls, plain in _plain_fetch.items():
         cls.fetch = seeded_fetch(plain)
