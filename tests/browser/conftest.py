@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import pytest
 import uvicorn
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, sync_playwright
+from tests.browser.stage import Story
 
 from labapex.protocol.spec import CREDIT
-from tests.browser.stage import Story
 
 CHROMIUM = Path("/usr/bin/chromium")
 ARGUMENTS = [

@@ -7,7 +7,6 @@ import random
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from labapex.protocol.canonical import digest
@@ -176,7 +175,8 @@ class Story:
         )
         Frame.objects.create(
             log=log, seq=log.seq, first=log.next, n=len(values), prev=log.head, hash=hashed, payload=columns[0],
-            losses=columns[0], times=columns[1], extras={"samples": samples, "console": lines}, received_at=times[0] if times else start,
+            losses=columns[0], times=columns[1], extras={"samples": samples, "console": lines},
+            received_at=times[0] if times else start,
         )  # fmt: skip
         contract, before = self.lease.terms, Leaf.objects.filter(log=log).count()
         for index, step in enumerate(contract.leaf_steps()):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
-
 from tests.browser.stage import PER_EPOCH, Story, artefacts
 
 pytestmark = pytest.mark.browser
@@ -245,3 +245,44 @@ def test_stopping_asks_first_and_then_stops(running: Story, visit: Callable[...,
     page.locator("[data-live=stop]").click()
     page.get_by_role("button", name="Stop the job").click()
     expect(page.locator("[data-live=state]")).to_have_text("stopped")
+
+
+def test_after_a_lost_connection_the_page_asks_for_what_follows_its_cursor(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    visitor = visit()
+    page, lines = visitor.page, []
+
+    def through(line: Any) -> None:
+        lines.append(line)
+        line.connect_to_server()
+
+    page.route_web_socket("**/live/jobs/**", through)
+    visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    lines[0].close()
+    expect(page.locator("[data-live=connection]")).to_contain_text("connection lost")
+    books(running.frame)
+    drawn(page, 225)
+    expect(page.locator("[data-live=connection]")).to_have_text("live")
+    assert lines[0].url.endswith("?cursor=")
+    assert str(running.lease.pk) in lines[1].url
+    assert len(lines) == 2
+
+
+def test_a_message_that_skips_points_makes_the_page_begin_again(running: Story, visit: Callable[..., Any]) -> None:
+    visitor = visit()
+    page, lines = visitor.page, []
+
+    def gap_at_first(line: Any) -> None:
+        """The first connection leaves out the beginning; the later ones are honest."""
+        server = line.connect_to_server()
+        if not lines:
+            server.on_message(lambda text: line.send(json.dumps(json.loads(text) | {"first": 7})))
+        lines.append(line)
+
+    page.route_web_socket("**/live/jobs/**", gap_at_first)
+    visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    assert all(line.url.endswith("?cursor=") for line in lines)
+    assert len(lines) == 2

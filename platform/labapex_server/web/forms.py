@@ -78,9 +78,12 @@ class ManyFilesInput(forms.ClearableFileInput):
 
 
 class ManyFiles(forms.FileField):
-    """Zero or more uploaded files."""
+    """Zero or more uploaded files. An empty one is a file too: think of `__init__.py`."""
 
     widget = ManyFilesInput
+
+    def __init__(self, *, label: str) -> None:
+        super().__init__(label=label, required=False, allow_empty_file=True)
 
     def clean(self, data: Any, initial: Any = None) -> list[Upload]:
         single = super().clean
@@ -98,11 +101,9 @@ class SubmitForm(Accessible):
     script = forms.FileField(
         label="Script", help_text="The Python file that trains, unmodified.", allow_empty_file=True
     )
-    code = ManyFiles(
-        label="Further code files", required=False, help_text="Modules that the script imports; they lie beside it."
-    )
-    data_files = ManyFiles(label="Data files", required=False)
-    data_folder = ManyFiles(label="… or a folder of data", required=False)
+    code = ManyFiles(label="Further code files")
+    data_files = ManyFiles(label="Data files")
+    data_folder = ManyFiles(label="… or a folder of data")
     data_paths = forms.CharField(required=False, widget=forms.HiddenInput)
     name = forms.CharField(label="Name", max_length=80, required=False, help_text="Empty: the script's name.")
     args = forms.CharField(
@@ -145,6 +146,7 @@ class SubmitForm(Accessible):
         self.fields["budget"].widget.attrs["inputmode"] = "decimal"
         self.fields["data_folder"].widget.attrs["webkitdirectory"] = True
         self.fields["script"].widget.attrs["accept"] = ".py"
+        self.fields["code"].help_text = "Modules that the script imports; they lie beside it."
         for name in ("data_files", "data_folder"):
             self.fields[name].help_text = f"Up to {settings.LABAPEX.data_limit_bytes >> 20:,} MiB in all."
 

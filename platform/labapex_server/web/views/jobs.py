@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from uuid import UUID
 
 from django.contrib import messages
@@ -76,7 +77,11 @@ def _place(error: LabApexError) -> tuple[str | None, str]:
 @require_GET
 def live(request: HttpRequest, job_id: UUID) -> HttpResponse:
     job = own_job(request, job_id)
-    return render(request, "web/job.html", {"job": job, "words": words.for_page(), **_timeline(job)})
+    return render(
+        request,
+        "web/job.html",
+        {"job": job, "words": words.for_page(), "arguments": shlex.join(job.job_spec.arguments()), **_timeline(job)},
+    )
 
 
 @never_cache

@@ -49,14 +49,14 @@ class Chart {
         y: false, drag: { x: true, y: false, dist: 6 }, points: { size: 7, fill: colour("surface") },
         bind: { dblclick: () => () => { this.reset(); return null; } },
       },
-      scales: { x: { time: false }, y: this.log ? { distr: 3 } : { range: this.y.range } },
+      scales: { x: { time: false }, y: this.log ? { distr: 3, range: (_, min, max) => min > 0 ? [min * 0.9, max * 1.1] : [0.1, 1] } : { range: this.y.range } },
       axes: [
         { ...axis, size: 34, ...this.x.axis },
         { ...axis, size: 62, ...(this.log ? {} : this.y.axis), values: (_, splits) => splits.map((v) => v === null ? "" : this.y.format(v)) },
       ],
       series: [{}, ...this.series.map((line) => ({
         stroke: () => colour(line.colour()), fill: line.fill ? () => colour(line.fill) : undefined,
-        width: line.width ?? 1.75, spanGaps: false, points: { show: line.points ?? false }, show: line.show?.() ?? true,
+        width: line.width ?? 1.75, spanGaps: false, points: { show: true, size: 5, fill: colour(line.colour()), filter: (plot, index) => alone(plot.data[index]) },
       }))],
       hooks: {
         setCursor: [(plot) => { if (!this.told) this.#moved(plot.cursor.idx ?? null); }],
@@ -149,6 +149,14 @@ class Chart {
     event.preventDefault();
     keys[event.key]();
   }
+}
+
+// A value between two gaps, or the very first one, has no line to be seen by: it is drawn as a point.
+function alone(values) {
+  const found = [];
+  for (let i = 0; i < values.length; i++)
+    if (values[i] !== null && (values[i - 1] ?? null) === null && (values[i + 1] ?? null) === null) found.push(i);
+  return found;
 }
 
 // -- what is drawn over the loss: the epochs' ends, and a cross where the loss was no number ---------------------------

@@ -1,0 +1,167 @@
+"""Pages: who sees what, what a POST does, and that nothing foreign can run in them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from django.test import Client
+from django.urls import reverse
+from tests.browser.stage import Story
+
+from labapex.protocol.states import JobState
+from labapex_server.accounts import services as accounts
+from labapex_server.accounts.models import User
+from labapex_server.jobs import services as jobs
+from labapex_server.workers import services as workers
+
+PAGES = ("/jobs/", "/jobs/new/", "/workers/", "/billing/", "/tokens/")
+
+
+@pytest.fixture
+def browser(client: Client, researcher: User) -> Client:
+    client.force_login(researcher)
+    return client
+
+
+@pytest.fixture
+def story(researcher: User, host: User) -> Story:
+    return Story(owner=researcher, host=host, began=1_790_000_000, epochs=2)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("path", PAGES)
+def test_a_stranger_is_sent_to_the_sign_in_page(client: Client, path: str) -> None:
+    reply = client.get(path)
+    assert reply.status_code == 302
+    assert reply["Location"] == f"/login/?next={path}"
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/login/", "/signup/"])
+def test_no_page_runs_anything_inline_or_foreign(browser: Client, path: str) -> None:
+    reply = Client().get(path) if path in {"/login/", "/signup/"} else browser.get(path)
+    text = reply.content.decode()
+    assert "script-src 'self'" in reply["Content-Security-Policy"]
+    assert not re.search(r"<script(?![^>]*(src=|application/json))", text)
+    assert not re.search(r"\s(style|on[a-z]+)=", text)
+    assert not re.search(r"(src|href)=\"(https?:)?//", text)
+
+
+def test_empty_pages_say_what_to_do(browser: Client) -> None:
+    assert "labapex run labapex.yaml" in browser.get("/jobs/").content.decode()
+    assert "Enrol a machine" in browser.get("/workers/").content.decode()
+    assert "operator" not in browser.get("/billing/").content.decode()  # this one has credit
+
+
+@pytest.mark.django_db
+def test_signing_up_signs_in(client: Client) -> None:
+    fields = {"username": "newcomer", "password1": "correct horse battery", "password2": "correct horse battery"}
+    assert client.post("/signup/", fields)["Location"] == "/jobs/"
+    assert client.get("/jobs/").status_code == 200
+
+
+@pytest.mark.django_db
+def test_a_weak_password_is_refused_beside_its_field(client: Client) -> None:
+    reply = client.post("/signup/", {"username": "newcomer", "password1": "password", "password2": "password"})
+    assert reply.status_code == 422
+    assert "too short" in reply.content.decode()
+    assert not User.objects.exists()
+
+
+def test_a_wrong_password_says_what_is_wrong(client: Client, researcher: User) -> None:
+    reply = client.post("/login/", {"username": "researcher", "password": "guess"})
+    assert "The name or the password is wrong" in reply.content.decode()
+
+
+def test_signing_in_never_leads_to_another_site(client: Client, researcher: User) -> None:
+    fields = {"username": "researcher", "password": "researcher has a password", "next": "https://evil.example/"}
+    assert client.post("/login/", fields)["Location"] == "/"
+
+
+def test_a_token_is_shown_once_and_works_until_it_is_revoked(browser: Client, researcher: User) -> None:
+    reply = browser.post("/tokens/", {"name": "laptop"})
+    secret = re.search(r"lax_[\w-]{20,}", reply.content.decode())
+    assert secret is not None
+    assert "no-store" in reply["Cache-Control"]
+    assert accounts.authenticate_token(secret[0]) == researcher
+    assert secret[0] not in browser.get("/tokens/").content.decode()
+    browser.post(reverse("web:revoke-token", args=[researcher.tokens.get().pk]))
+    assert accounts.authenticate_token(secret[0]) is None
+
+
+def test_nobody_revokes_anothers_token(browser: Client, other_researcher: User) -> None:
+    secret = accounts.issue_token(other_researcher, name="theirs")
+    browser.post(reverse("web:revoke-token", args=[other_researcher.tokens.get().pk]))
+    assert accounts.authenticate_token(secret) == other_researcher
+
+
+def test_an_enrolment_code_is_shown_with_its_commands_and_enrols_one_machine(browser: Client, researcher: User) -> None:
+    text = browser.post("/workers/code/").content.decode()
+    code = re.search(r"labapex-worker enrol (\S+) --platform", text)
+    assert code is not None
+    assert workers.enrol(code[1], "attic", bytes(32)).owner == researcher
+    assert "attic" in browser.get("/workers/").content.decode()
+    assert code[1] not in browser.get("/workers/").content.decode()
+
+
+@pytest.mark.parametrize("path", ["/workers/code/", "/logout/", "/tokens/1/revoke/"])
+def test_what_changes_something_is_never_done_by_following_a_link(browser: Client, path: str) -> None:
+    assert browser.get(path).status_code == 405
+
+
+def test_forms_without_their_token_are_refused(researcher: User) -> None:
+    strict = Client(enforce_csrf_checks=True)
+    strict.force_login(researcher)
+    assert strict.post("/tokens/", {"name": "stolen"}).status_code == 403
+
+
+def test_the_list_shows_only_ones_own_jobs(browser: Client, story: Story, other_researcher: User) -> None:
+    story.submitted()
+    assert story.name in browser.get("/jobs/").content.decode()
+    other = Client()
+    other.force_login(other_researcher)
+    assert story.name not in other.get("/jobs/").content.decode()
+    for name in ("job", "timeline", "clock", "verdict", "verdict-json"):
+        assert other.get(reverse(f"web:{name}", args=[story.job.pk])).status_code == 404
+    assert other.post(reverse("web:stop-job", args=[story.job.pk])).status_code == 404
+
+
+def test_the_list_costs_the_same_number_of_queries_for_one_job_and_for_twenty(
+    browser: Client, story: Story, researcher: User, host: User, django_assert_max_num_queries: object
+) -> None:
+    for number in range(20):
+        Story(owner=researcher, host=host, began=story.began + number).submitted()
+    with django_assert_max_num_queries(12):  # type: ignore[operator]
+        browser.get("/jobs/", HTTP_HX_REQUEST="true")
+
+
+def test_hostile_text_stays_text(browser: Client, researcher: User, host: User) -> None:
+    name = "<script>alert(1)</script>"
+    story = Story(owner=researcher, host=host, began=1_790_000_000, name=name).submitted()
+    jobs.advance(story.job, JobState.REFUSED, reason="</pre><img src=x onerror=alert(1)>")
+    for path in ("/jobs/", f"/jobs/{story.job.pk}/"):
+        text = browser.get(path).content.decode()
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+
+
+def test_the_verdict_is_a_page_and_a_signed_file(browser: Client, story: Story) -> None:
+    story.submitted().queued().running().trained().challenged().opened(0, 17, 18, 64, 92).judged(failing="replay")
+    page = browser.get(f"/jobs/{story.job.pk}/verdict/").content.decode()
+    assert "rejected" in page
+    assert "Segment 17 ends in another state" in page
+    assert "4.50 credits" in page
+    document = browser.get(f"/jobs/{story.job.pk}/verdict.json").json()
+    assert document["verdict"]["deciding_rule"] == "replay"
+    assert document["key_id"] == "verdict-2f9c"
+
+
+def test_a_job_without_a_verdict_has_no_verdict_page(browser: Client, story: Story) -> None:
+    story.submitted()
+    assert browser.get(f"/jobs/{story.job.pk}/verdict/").status_code == 404
+
+
+def test_stopping_a_job_whose_training_is_complete_is_refused_with_the_reason(browser: Client, story: Story) -> None:
+    story.submitted().queued().running().trained().challenged()
+    reply = browser.post(f"/jobs/{story.job.pk}/stop/", follow=True)
+    assert "can no longer be stopped" in reply.content.decode()
