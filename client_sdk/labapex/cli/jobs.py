@@ -105,7 +105,7 @@ def show(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> N
         out.print()
         out.print(report.verdict_lines(verdict.verdict))
         out.print(report.rules_table(verdict.verdict.rules))
-    if receipt:
+    if receipt and receipt.held:
         out.print()
         out.print(report.receipt_lines(receipt))
 
@@ -214,12 +214,15 @@ def _print_result(client: Client, watch: Watch, json: bool) -> None:
         out.print()
         out.print(report.verdict_lines(verdict))
         out.print(report.rules_table(verdict.rules))
-    if receipt:
+    if receipt and receipt.held:
         out.print()
         out.print(report.receipt_lines(receipt))
+    else:
+        say("No money was held.")
     say("\nNext: " + "\n      ".join(report.next_commands(job)))
     if json:
         print_json(report.summarise(job, verdict, receipt))
-    if error := report.outcome(job, verdict):
+    last_words = next((line.strip() for line in reversed(watch.errors) if line.strip()), "")
+    if error := report.outcome(job, verdict, last_words):
         raise error
     say(headline(job.reason) or job.state.value)

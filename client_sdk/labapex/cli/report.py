@@ -78,8 +78,11 @@ def summarise(job: JobView, verdict: Verdict | None, receipt: Receipt | None) ->
     }
 
 
-def outcome(job: JobView, verdict: Verdict | None = None) -> LabApexError | None:
-    """The error that an ended job stands for, None for a verified one; `NotFinished` for one that goes on."""
+def outcome(job: JobView, verdict: Verdict | None = None, last_words: str = "") -> LabApexError | None:
+    """The error that an ended job stands for, None for a verified one; `NotFinished` for one that goes on.
+
+    `last_words` is the last line that the script wrote to stderr: where training failed, it says more than the reason.
+    """
     reason = headline(job.reason) or job.state.value
     if not job.state.ended:
         return NotFinished(f"the job is {job.state.value}; follow it with `labapex logs -f {job.id}`")
@@ -94,14 +97,13 @@ def outcome(job: JobView, verdict: Verdict | None = None) -> LabApexError | None
     if job.state is JobState.REFUSED:
         return TrainingFailed(f"refused by the preflight: {reason.removeprefix('preflight: ')}")
     if job.state is JobState.FAILED:
-        return TrainingFailed(f"the job failed: {reason}")
+        return TrainingFailed(f"the job failed: {f'{last_words} ({reason})' if last_words else reason}")
     return None
 
 
 def _about_money(job: JobView) -> bool:
-    """A script whose iterations are known has passed its preflight: what is left to refuse it for is the budget."""
-    words = job.reason.casefold()
-    return job.iterations_per_epoch is not None and ("budget" in words or "credit" in words)
+    """Whether a job was refused for its budget; the reason of a script that failed begins with its own error."""
+    return job.reason.startswith(("budget", "the budget", "the job's budget"))
 
 
 def rules_table(rules: tuple[RuleResult, ...]) -> RenderableType:
@@ -140,7 +142,7 @@ def receipt_lines(receipt: Receipt) -> RenderableType:
         ("held", f"{credits(receipt.held)} credits"),
         ("paid", f"{credits(receipt.paid)} for {receipt.verified_epochs} epochs at {credits(receipt.price_per_epoch)}"),
         ("refunded", credits(receipt.refunded)),
-        ("because", receipt.reason),
+        ("because", headline(receipt.reason)),
     ):
         grid.add_row(Text(name), Text(one_line(text)))
     return grid

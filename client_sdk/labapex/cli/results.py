@@ -14,7 +14,7 @@ from rich.text import Text
 
 from labapex.cli import report
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
-from labapex.cli.output import credits, one_line, plain, print_json, say, size, stdout
+from labapex.cli.output import credits, headline, one_line, plain, print_json, say, size, stdout
 from labapex.client import VerdictKey, check_verdict
 from labapex.errors import MalformedInput, Tampered, UsageError, VerificationRejected
 from labapex.protocol.canonical import parse
@@ -103,11 +103,11 @@ def receipts(
     for column in ("job", "name", "held", "paid", "refunded", "epochs", "because"):
         table.add_column(column, no_wrap=column == "job")
     for entry, receipt in found:
-        if receipt is None:
+        if receipt is None or not receipt.held:
             cells = [short(entry.id), entry.name, "0", "0", "0", "0", f"{entry.state.value}: no money was held"]
         else:
             amounts = [credits(amount) for amount in (receipt.held, receipt.paid, receipt.refunded)]
-            cells = [short(entry.id), entry.name, *amounts, str(receipt.verified_epochs), receipt.reason]
+            cells = [short(entry.id), entry.name, *amounts, str(receipt.verified_epochs), headline(receipt.reason)]
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     stdout().print(table)
 

@@ -220,7 +220,7 @@ def _device(sample: Sample) -> str:
     """A reading with its source named: a CPU's utilisation must never pass for a GPU's."""
     kind = "GPU" if sample.source == "nvml" else "CPU (no NVIDIA driver on this host)"
     return (
-        f"{kind} {one_line(sample.device)}  {sample.utilisation:.0f} %  "
+        f"{kind} {one_line(sample.device).removeprefix('cpu: ').removeprefix('cuda: ')}  {sample.utilisation:.0f} %  "
         f"memory {size(sample.memory)} of {size(sample.memory_total)}"
     )
 

@@ -79,7 +79,9 @@ def test_a_script_that_fails_the_preflight_exits_100_with_its_own_traceback(
 def test_a_budget_that_does_not_cover_the_job_exits_5(
     labapex: Labapex, platform: MemoryPlatform, job_folder: Path
 ) -> None:
-    platform.story = [Chapter(JobState.REFUSED, reason="the budget of 10 does not cover 30 credits")]
+    platform.story = [
+        Chapter(JobState.REFUSED, reason="budget too small: 3 epochs come to 30 credits", knows_iterations=False)
+    ]
     assert labapex("run", job_folder, "-y").code == 5
     platform.available = 1
     result = labapex("run", job_folder, "-y")
@@ -89,7 +91,13 @@ def test_a_budget_that_does_not_cover_the_job_exits_5(
 def test_a_script_whose_error_speaks_of_a_budget_still_failed_as_a_script(
     labapex: Labapex, platform: MemoryPlatform, job_folder: Path
 ) -> None:
-    platform.story = [Chapter(JobState.REFUSED, reason="KeyError: 'budget'", knows_iterations=False)]
+    platform.story = [
+        Chapter(
+            JobState.REFUSED,
+            reason="Traceback (most recent call last):\n  x\nKeyError: 'budget'",
+            knows_iterations=False,
+        )
+    ]
     assert labapex("run", job_folder, "-y").code == 100
 
 
@@ -102,7 +110,8 @@ def test_a_job_that_fails_while_training_shows_the_scripts_stderr(
     ]
     result = labapex("run", job_folder, "-y")
     assert result.code == 100
-    assert "ValueError: no such digit" in result.err
+    last = result.err.splitlines()[-1]
+    assert last == "error: the job failed: ValueError: no such digit (the script ended with an error)"
 
 
 def test_ctrl_c_detaches_and_says_how_to_come_back(
