@@ -129,7 +129,7 @@ def _confinement(folder: Path, threads: int) -> sandbox.Confinement:
         visible += sandbox.python_paths()
     return sandbox.Confinement(
         folder=folder,
-        read_only=tuple(dict.fromkeys(visible)),
+        read_only=_topmost(visible),
         devices=tuple(sorted(Path("/dev").glob("nvidia*"))),
         environment={
             "PATH": "/usr/bin:/bin",
@@ -143,6 +143,15 @@ def _confinement(folder: Path, threads: int) -> sandbox.Confinement:
         processes=config.child_processes,
         file_bytes=config.child_file_bytes,
     )
+
+
+def _topmost(paths: list[Path]) -> tuple[Path, ...]:
+    """Without those that lie below another: one mount shows them all."""
+    kept: list[Path] = []
+    for path in sorted(set(paths), key=lambda each: len(each.parts)):
+        if not any(path.is_relative_to(folder) for folder in kept):
+            kept.append(path)
+    return tuple(kept)
 
 
 def _dies_with_us() -> list[str]:

@@ -36,7 +36,7 @@ class Embedded:
             without_heartbeat=True,
             loglevel="WARNING",
         )
-        self._beat: Any = EmbeddedService(app, thread=True)
+        self._beat: Any = EmbeddedService(app, thread=True, scheduler_cls="celery.beat:Scheduler")
         self._thread = threading.Thread(target=self._worker.start, name="pipeline", daemon=True)
 
     def start(self) -> None:
@@ -45,7 +45,8 @@ class Embedded:
 
     def stop(self) -> None:
         """Take no more work and wait for what runs; whatever is cut off goes on at the next start."""
-        self._beat.stop(wait=False)
+        if self._beat.is_alive():
+            self._beat.stop()
         self._worker.stop(in_sighandler=False)
         self._lock.close()
 

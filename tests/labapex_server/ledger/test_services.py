@@ -148,6 +148,4 @@ class Book(RuleBasedStateMachine):
 
 
 class TestBook(TestCase, Book.TestCase):  # type: ignore[misc]
-    settings = settings(
-        max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    settings = settings(max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from tests.labapex_server.gateway.stage import Host, a_host, a_run, key_request, queued_job
+
+from labapex.protocol.manifest import Manifest
+from labapex.protocol.states import Fault, JobState, LeaseState
+from labapex.sealing import open_release, verify
+from labapex_server.accounts.models import User
+from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Job
+from labapex_server.lib import clock, keys
+from labapex_server.lib.errors import Conflict
+from labapex_server.marketplace import services as marketplace
+from labapex_server.marketplace.models import Lease
+from labapex_server.workers.models import Worker
+
+
+def granted(rig: Host) -> Lease:
+    found = marketplace.lease(rig.worker)
+    assert found is not None
+    return found[0]
+
+
+def state(job: Job) -> str:
+    return Job.objects.get(pk=job.pk).state
+
+
+def silence(lease: Lease) -> None:
+    Lease.objects.filter(pk=lease.pk).update(expires_at=clock.now() - timedelta(seconds=1))
+
+
+def test_the_job_that_waits_longest_is_leased_under_a_signed_contract(rig: Host, researcher: User) -> None:
+    first, second = queued_job(researcher), queued_job(researcher)
+    found = marketplace.lease(rig.worker)
+    assert found is not None
+    lease, token = found
+    assert lease.job_id == first.pk
+    assert (state(first), state(second)) == (JobState.LEASED, JobState.QUEUED)
+    manifest = Manifest.model_validate(lease.manifest)
+    verify(keys.manifest_public_key(), manifest, bytes(lease.manifest_signature))
+    assert manifest.worker == rig.worker.pk
+    assert manifest.contract == lease.terms
+    assert lease.terms.seed == lease.seed
+    assert token not in str(Lease.objects.values().get())
+    assert 1 <= lease.price_per_epoch * lease.terms.epochs <= first.budget
+
+
+def test_a_worker_has_one_unfinished_lease_at_a_time(rig: Host, host: User, researcher: User) -> None:
+    queued_job(researcher), queued_job(researcher)
+    assert marketplace.lease(rig.worker) is not None
+    assert marketplace.lease(rig.worker) is None
+    assert marketplace.lease(a_host(host, "second").worker) is not None
+
+
+def test_a_job_is_leased_once(rig: Host, host: User, researcher: User) -> None:
+    queued_job(researcher)
+    assert marketplace.lease(rig.worker) is not None
+    assert marketplace.lease(a_host(host, "second").worker) is None
+
+
+def test_a_banned_worker_gets_nothing(rig: Host, researcher: User) -> None:
+    queued_job(researcher)
+    rig.worker.banned = True
+    assert marketplace.lease(rig.worker) is None
+
+
+def test_each_lease_has_a_seed_that_could_not_be_known_before(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    first = granted(rig)
+    marketplace.fail(first, "disk full")
+    assert state(job) == JobState.QUEUED
+    assert granted(rig).seed != first.seed
+
+
+def test_only_the_leases_own_token_opens_it(rig: Host, researcher: User) -> None:
+    queued_job(researcher)
+    found = marketplace.lease(rig.worker)
+    assert found is not None
+    lease, token = found
+    assert marketplace.authenticate(lease.pk, token) == lease
+    assert marketplace.authenticate(lease.pk, token + "x") is None
+    assert marketplace.authenticate(lease.pk, "") is None
+    assert marketplace.authenticate(rig.worker.pk, token) is None
+    marketplace.fail(lease, "over")
+    assert marketplace.authenticate(lease.pk, token) is None
+
+
+def test_the_executables_parts_are_what_its_manifest_says(rig: Host, researcher: User) -> None:
+    queued_job(researcher)
+    lease = granted(rig)
+    layout = marketplace.executable_parts(lease)
+    assert sum(map(len, layout.stream())) == layout.size
+    assert b"print('training')" not in b"".join(layout.stream())
+    manifest = Manifest.model_validate(lease.manifest)
+    assert layout.sizes[1 : 1 + len(manifest.sections)] == tuple(section.size for section in manifest.sections)
+
+
+def test_keys_are_given_once_and_the_same_process_may_ask_again(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    lease = granted(rig)
+    request, private, _ = key_request(lease)
+    sealed = marketplace.release_keys(lease, request=request)
+    opened = open_release(private, manifest=Manifest.model_validate(lease.manifest), sealed=sealed)
+    assert opened.content_key == jobs.content_key(job)
+    lease.refresh_from_db()
+    assert opened.run_key == marketplace.run_key(lease)
+    assert opened.run_key not in bytes(lease.wrapped_run_key or b"")
+    assert marketplace.release_keys(lease, request=request) == sealed
+    with pytest.raises(Conflict, match="another process"):
+        marketplace.release_keys(lease, request=key_request(lease)[0])
+    assert (state(job), lease.state) == (JobState.RUNNING, LeaseState.RUNNING)
+    assert Worker.objects.get().environment == request.environment.model_dump()
+
+
+def test_no_keys_are_given_for_a_job_that_was_stopped(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    lease = granted(rig)
+    job.refresh_from_db()
+    jobs.stop(job)
+    with pytest.raises(Conflict):
+        marketplace.release_keys(lease, request=key_request(lease)[0])
+
+
+def test_stopping_a_job_releases_its_worker_at_once(rig: Host, researcher: User) -> None:
+    run = a_run(queued_job(researcher), rig)
+    jobs.stop(Job.objects.get())
+    run.lease.refresh_from_db()
+    assert run.lease.state == LeaseState.FAILED
+    assert run.lease.reason == "stopped by its owner"
+    assert not marketplace.alive(rig.worker).exists()
+
+
+def test_heartbeats_keep_a_lease_and_silence_ends_it(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    run = a_run(job, rig)
+    silence(run.lease)
+    marketplace.heartbeat(rig.worker, [run.lease.pk])
+    assert marketplace.expire_silent(clock.now()) == 0
+    silence(run.lease)
+    assert marketplace.expire_silent(clock.now()) == 1
+    assert marketplace.expire_silent(clock.now()) == 0
+    run.lease.refresh_from_db()
+    assert run.lease.state == LeaseState.EXPIRED
+    job.refresh_from_db()
+    assert (job.state, job.attempts) == (JobState.QUEUED, 1)
+    assert "fell silent" in job.reason
+
+
+def test_another_workers_heartbeat_does_not_keep_a_lease(rig: Host, cheat: User, researcher: User) -> None:
+    run = a_run(queued_job(researcher), rig)
+    silence(run.lease)
+    marketplace.heartbeat(a_host(cheat, "cheat").worker, [run.lease.pk])
+    assert marketplace.expire_silent(clock.now()) == 1
+
+
+def test_a_worker_that_only_beats_and_never_starts_is_given_up(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    lease = granted(rig)
+    Lease.objects.update(granted_at=clock.now() - timedelta(hours=2))
+    marketplace.heartbeat(rig.worker, [lease.pk])
+    assert marketplace.expire_silent(clock.now()) == 1
+    assert state(job) == JobState.QUEUED
+
+
+def test_a_grant_that_never_arrived_goes_back_to_the_queue(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    lease = granted(rig)
+    marketplace.reconcile(rig.worker, [lease.pk])
+    assert state(job) == JobState.LEASED
+    marketplace.reconcile(rig.worker, [])
+    assert state(job) == JobState.QUEUED
+
+
+def test_five_lost_leases_end_a_job_with_a_reason(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    for _ in range(5):
+        marketplace.fail(granted(rig), "no space left")
+    job.refresh_from_db()
+    assert job.state == JobState.FAILED
+    assert Fault(job.fault) is Fault.WORKER
+    assert "after 5 leases" in job.reason
+    assert "no space left" in job.reason
+
+
+def test_a_script_that_fails_at_the_worker_ends_the_job_for_its_client(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    marketplace.fail(a_run(job, rig).lease, "the script ended with an error")
+    job.refresh_from_db()
+    assert (job.state, job.fault) == (JobState.FAILED, Fault.CLIENT)
+
+
+def test_a_lease_given_up_for_dead_cannot_finish_its_successors_run(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    old = a_run(job, rig).lease
+    silence(old)
+    marketplace.expire_silent(clock.now())
+    a_run(Job.objects.get(), rig)
+    assert not marketplace.finish(old)
+    marketplace.fail(old, "late words")
+    assert state(job) == JobState.RUNNING
+
+
+def test_finishing_twice_is_finishing_once(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)
+    lease = a_run(job, rig).lease
+    assert marketplace.finish(lease)
+    assert marketplace.finish(lease)
+    assert state(job) == JobState.CHALLENGED
