@@ -104,6 +104,13 @@ class _Exchange:
         for bell in bells:
             bell.ring()
 
+    def close(self) -> None:
+        """Send what waits and end the thread."""
+        with self._lock:
+            herald, self._herald = self._herald, None
+        if herald is not None:
+            herald.close()
+
     def _far(self) -> _Herald | None:
         layer = get_channel_layer()
         if layer is None or isinstance(layer, InMemoryChannelLayer):
@@ -124,6 +131,7 @@ class _Herald:
         self._channel = ""
         self._to_send: set[str] = set()
         self._ready = threading.Event()
+        self._ending: asyncio.Event
         self.thread = threading.Thread(target=self._run, name="hints", daemon=True)
         self.thread.start()
         self._ready.wait()
@@ -136,20 +144,33 @@ class _Herald:
             self._to_send.add(topic)
         asyncio.run_coroutine_threadsafe(self._do(action, topic), self._loop)
 
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._ending.set)
+        self.thread.join()
+
     def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._listen())
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._live())
+
+    async def _live(self) -> None:
+        self._ending = asyncio.Event()
+        self._channel = await self._layer.new_channel("hints")
+        listening = asyncio.create_task(self._listen())
+        self._ready.set()
+        await self._ending.wait()
+        listening.cancel()
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+        if hasattr(self._layer, "close_pools"):
+            await self._layer.close_pools()
 
     async def _listen(self) -> None:
-        layer = self._layer
-        self._channel = await layer.new_channel("hints")
-        self._ready.set()
         while True:
             try:
-                message = await layer.receive(self._channel)
+                message = await self._layer.receive(self._channel)
                 self._exchange.ring_here(message["topic"])
             except (OSError, RedisError) as error:
-                log.warning("the channel layer does not answer, pages look once a second meanwhile: %s", error)
+                log.warning("the channel layer does not answer; pages look once a second meanwhile: %s", error)
                 await asyncio.sleep(1)
 
     async def _do(self, action: str, topic: str) -> None:

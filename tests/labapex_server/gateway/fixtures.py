@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import SyncToAsync
 from django.core.cache import cache
+from django.db import connections
 from tests.labapex_server.gateway.server import serving
 from tests.labapex_server.gateway.stage import Host, Run, a_host, a_run, a_runner, queued_job
 
@@ -24,6 +26,8 @@ def threads(transactional_db: None) -> Iterator[None]:
     writer.stop()
     writer.forget()
     shutdown()
+    executor = SyncToAsync.single_thread_executor  # where Channels reads sessions; it keeps its connection
+    executor.submit(connections.close_all).result()
 
 
 @pytest.fixture
