@@ -62,13 +62,14 @@ exec "$@"
 
 @dataclass(frozen=True)
 class Confinement:
-    """What a program may see and use. Paths are the same inside and outside. Sizes in bytes, None: no limit."""
+    """What a program may see and use. Paths are the same inside and outside, but for `placed`. Sizes in bytes."""
 
     folder: Path  # working directory, the only thing it can write; given to the sandbox's user when root starts it
     read_only: tuple[Path, ...] = ()
+    placed: tuple[tuple[Path, Path], ...] = ()  # (path here, path inside), read-only; only in the sandbox
     devices: tuple[Path, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)  # all of it
-    memory_bytes: int | None = None  # data of one process
+    memory_bytes: int | None = None  # data of one process; None: no limit, as with the next three
     cpu_seconds: int | None = None  # of one process
     processes: int | None = None  # threads included; holds only in the sandbox
     file_bytes: int | None = None  # size of one file
@@ -197,7 +198,7 @@ def python_paths() -> tuple[Path, ...]:
 def _boxed(argv: Sequence[str], confinement: Confinement) -> list[str]:
     bwrap, as_root = _tool("bwrap"), os.geteuid() == 0
     binds = _binds(confinement)
-    sources = [path for _, path in binds]
+    sources = [source for _, source, _ in binds]
     line = [
         bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session",
         "--hostname", "labapex", "--proc", "/proc", "--dev", "/dev",
@@ -208,8 +209,8 @@ def _boxed(argv: Sequence[str], confinement: Confinement) -> list[str]:
     for name in _SYSTEM:
         if (path := Path(name)).is_symlink():
             line += ["--symlink", str(path.readlink()), name]
-    for number, (option, path) in enumerate(binds):
-        line += [option, str(STAGE / str(number)) if as_root else str(path), str(path)]
+    for number, (option, source, place) in enumerate(binds):
+        line += [option, str(STAGE / str(number)) if as_root else str(source), str(place)]
     line += ["--remount-ro", "/", "--chdir", str(confinement.folder), "--", *_limits(confinement, confined=True), *argv]
     if not as_root:
         return line
@@ -223,8 +224,8 @@ def _boxed(argv: Sequence[str], confinement: Confinement) -> list[str]:
     ]  # fmt: skip
 
 
-def _binds(confinement: Confinement) -> list[tuple[str, Path]]:
-    """(option, path), parents before children, so that a mount never hides an earlier one."""
+def _binds(confinement: Confinement) -> list[tuple[str, Path, Path]]:
+    """(option, path here, path inside), parents before children, so that a mount never hides an earlier one."""
     folder = confinement.folder
     if not folder.is_absolute() or folder == Path("/") or any(folder == Path(name) for name in _SYSTEM):
         raise SandboxUnavailable(f"{folder} cannot be a sandbox's folder; name an absolute path to a folder of its own")
@@ -233,10 +234,12 @@ def _binds(confinement: Confinement) -> list[tuple[str, Path]]:
     wanted |= dict.fromkeys(confinement.read_only, "--ro-bind")
     wanted |= dict.fromkeys(confinement.devices, "--dev-bind")
     wanted[folder] = "--bind"
-    for path in wanted:
-        if not path.exists():
-            raise SandboxUnavailable(f"{path} is to be visible in the sandbox, but does not exist")
-    return [(wanted[path], path) for path in sorted(wanted, key=lambda p: (len(p.parts), p))]
+    binds = [(option, path, path) for path, option in wanted.items()]
+    binds += [("--ro-bind", source, place) for source, place in confinement.placed]
+    for _, source, _ in binds:
+        if not source.exists():
+            raise SandboxUnavailable(f"{source} is to be visible in the sandbox, but does not exist")
+    return sorted(binds, key=lambda bind: (len(bind[2].parts), bind[2]))
 
 
 def _limits(confinement: Confinement, *, confined: bool) -> list[str]:

@@ -192,7 +192,13 @@ class Gateway:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Gateway]:
         config = uvicorn.Config(
-            self._app, host="127.0.0.1", port=0, lifespan="off", log_level="error", ws="websockets-sansio"
+            self._app,
+            interface="asgi3",
+            host="127.0.0.1",
+            port=0,
+            lifespan="off",
+            log_level="error",
+            ws="websockets-sansio",
         )
         server = _Server(config)
         task = asyncio.create_task(server.serve())

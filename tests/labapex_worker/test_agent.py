@@ -227,7 +227,7 @@ class Line(RuleBasedStateMachine):
 
 
 TestLine = Line.TestCase
-TestLine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestLine.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 
 
 # -- single decisions --------------------------------------------------------------------------------------------------

@@ -67,7 +67,9 @@ class Agent:
     def __init__(self, spool: Spool, *, slots: int = 1) -> None:
         self._spool = spool
         self._held_back: set[UUID] = set()  # leases whose executable waits for room in the spool
-        self._nacked: dict[UUID, int] = {}  # the gap of which the executable was told: once, or it would send in circles
+        self._nacked: dict[
+            UUID, int
+        ] = {}  # the gap of which the executable was told: once, or it would send in circles
         self.session = Session(
             slots=slots,
             works={

@@ -27,7 +27,6 @@ from labapex.errors import MalformedInput, UsageError
 from labapex.protocol.canonical import Message, parse
 
 HOME_SETTING = "LABAPEX_WORKER_HOME"
-SOCKET_PATH_BYTES = 107  # sun_path in Linux's unix(7), less its closing zero
 
 
 class Config(Message):
@@ -77,9 +76,7 @@ class Home:
         return self.path / "jobs" / lease.hex
 
     def create(self) -> None:
-        """Make the folder, closed to others; raises `UsageError` where its path is too long for a socket."""
-        if len(os.fsencode(self.lease(UUID(int=0)) / "door" / "agent.sock")) > SOCKET_PATH_BYTES:
-            raise UsageError(f"{self.path} is too long a path for the sockets in it; choose a shorter one with --home")
+        """Make the folder, closed to others."""
         for folder in (self.path, self.path / "jobs"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)

@@ -17,7 +17,7 @@ from labapex.protocol.packing import pack
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds
 QUEUE = 4096  # messages that wait for the network; the session's window keeps the number far below
 
 

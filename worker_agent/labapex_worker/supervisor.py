@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import UUID
 
-from labapex.errors import MalformedInput
+from labapex import sandbox
+from labapex.errors import MalformedInput, UsageError
 from labapex.proof.determinism import pin
 from labapex.protocol.canonical import Message
 from labapex.protocol.frames import MAX_MESSAGE
@@ -31,6 +32,8 @@ _LENGTH = struct.Struct(">I")
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 BROKEN_LIMIT = 3  # protocol errors after which an executable is given up
 WRITE_BUFFER = 4 << 20
+INSIDE = Path("/door")  # where a job finds its socket: a short path, however long the one outside
+SOCKET_PATH_BYTES = 107  # sun_path in Linux's unix(7), less its closing zero
 
 
 class Folder:
@@ -89,14 +92,18 @@ def _open_up(function: Callable[..., Any], path: str, _: object) -> None:
 def start(lease: UUID, home: Home, config: Config, *, threads: int) -> subprocess.Popen[bytes]:
     """Start a verified executable in the sandbox, with an environment built from nothing."""
     folder = Folder(home.lease(lease))
-    see = (folder.executable, folder.door, *config.site_packages, *config.read_only)
+    door = INSIDE if sandbox.available() is None else folder.door
+    if len(os.fsencode(door / folder.socket.name)) > SOCKET_PATH_BYTES:
+        raise UsageError(f"{home.path} is too long a path for sockets without a sandbox; choose a shorter --home")
+    see = (folder.executable, *config.site_packages, *config.read_only)
     confinement = Confinement(
         folder=folder.job,
         read_only=tuple(path for path in see if not path.is_relative_to("/usr")),
+        placed=((folder.door, INSIDE),),
         devices=devices.nodes(),
         environment={
             **pin(threads),
-            "LABAPEX_AGENT_SOCKET": str(folder.socket),
+            "LABAPEX_AGENT_SOCKET": str(door / folder.socket.name),
             "LABAPEX_JOB_FOLDER": str(folder.job),
             "LABAPEX_SITE_PACKAGES": os.pathsep.join(map(str, config.site_packages)),
             "HOME": str(folder.job),
@@ -138,8 +145,14 @@ class Door:
     async def open(self) -> None:
         """Listen; a socket that a killed daemon left behind is replaced."""
         self._path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._serve, self._path)
+        listening = socket.socket(socket.AF_UNIX)
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            listening.bind(f"/proc/self/fd/{folder}/{self._path.name}")  # the path itself may be too long for a socket
+        finally:
+            os.close(folder)
         self._path.chmod(0o666)  # its folder is closed to all but the lease's sandbox
+        self._server = await asyncio.start_unix_server(self._serve, sock=listening)
 
     async def close(self) -> None:
         if self._server is not None:

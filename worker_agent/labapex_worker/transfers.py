@@ -91,7 +91,7 @@ async def _download_once(http: httpx.AsyncClient, grant: Grant, file: IO[bytes],
         if have and not (response.status_code == 206 and resumed):
             file.truncate(0)  # it begins anew, so do we
             file.seek(0)
-        async for chunk in response.aiter_raw(CHUNK):
+        async for chunk in response.aiter_raw():
             if file.tell() + len(chunk) > grant.size:
                 raise Tampered(f"the executable has more than the {grant.size} bytes that were promised")
             file.write(chunk)
