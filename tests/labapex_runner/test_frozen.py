@@ -45,6 +45,8 @@ for epoch in range(2):
         optimizer.step()
     print("epoch", epoch, "seen")
 print(hash("a"), "def __init__" in inspect.getsource(torch.nn.Linear))
+import os
+print([name for name in os.environ if name.startswith("LABAPEX_") and name != "LABAPEX_SITE_PACKAGES"])
 """
 FILES = {"train.py": SCRIPT, "data/secret.txt": SECRET * 2000}
 
@@ -123,6 +125,7 @@ def test_an_executable_trains_with_worker_processes_and_leaves_a_complete_log(
     said = got.console("stdout").splitlines()
     assert said[:2] == ["epoch 0 seen", "epoch 1 seen"]
     assert said[2] == "4644417185603328019 True"  # PYTHONHASHSEED=0, and the sources of torch can be read
+    assert said[3] == "[]"  # nothing that a replay would not have
     assert stderr == ""
 
 

@@ -42,10 +42,11 @@ def _train() -> int:
     for name in (AGENT_SOCKET, JOB_FOLDER):
         if name not in os.environ:
             raise UsageError(f"{name} is not set\n{USAGE}")
+    # Taken out: a script must find the same environment here as in a replay, and the agent is not its business.
+    agent, folder = (Path(os.environ.pop(name)).absolute() for name in (AGENT_SOCKET, JOB_FOLDER))
     if getattr(sys, "frozen", False):
         host.die_with_parent(os.getppid())  # the bootloader, which is what the agent knows and kills
-    folder = Path(os.environ[JOB_FOLDER]).absolute()
-    return supervisor.supervise(Path(sys.executable), folder, Path(os.environ[AGENT_SOCKET]).absolute())
+    return supervisor.supervise(Path(sys.executable), folder, agent)
 
 
 def _preflight(folder: Path) -> int:
