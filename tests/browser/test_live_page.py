@@ -286,3 +286,29 @@ def test_a_message_that_skips_points_makes_the_page_begin_again(running: Story, 
     drawn(page, 200)
     assert all(line.url.endswith("?cursor=") for line in lines)
     assert len(lines) == 2
+
+
+def test_the_chosen_theme_stays_and_a_redrawn_chart_keeps_its_zoom(running: Story, visit: Callable[..., Any]) -> None:
+    visitor = visit(color_scheme="light")
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    chart(page).focus()
+    page.keyboard.press("+")
+    low = chart(page).get_attribute("data-min")
+    page.get_by_role("button", name="Switch between light and dark").click()
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    assert dark == "rgb(14, 17, 22)"
+    expect(chart(page)).to_have_attribute("data-min", low or "")
+    expect(chart(page)).to_have_attribute("data-zoomed", "true")
+    page.reload()
+    assert page.evaluate(ground) == dark
+    assert visitor.complaints == []
+
+
+def test_a_page_left_alone_all_night_comes_back_signed_out_cleanly(running: Story, visit: Callable[..., Any]) -> None:
+    visitor = visit()
+    page = visitor.go("/jobs/")
+    expect(page.locator("#jobs")).to_contain_text("digits-cnn")
+    visitor.context.clear_cookies()
+    page.wait_for_url("**/login/?next=/jobs/**")

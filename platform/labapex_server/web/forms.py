@@ -99,7 +99,10 @@ class SubmitForm(Accessible):
         choices=[("fields", "Fill in the fields"), ("yaml", "Paste a labapex.yaml")], initial="fields"
     )
     script = forms.FileField(
-        label="Script", help_text="The Python file that trains, unmodified.", allow_empty_file=True
+        label="Script",
+        help_text="The Python file that trains, unmodified.",
+        allow_empty_file=True,
+        error_messages={"required": "Choose the Python file that trains."},
     )
     code = ManyFiles(label="Further code files")
     data_files = ManyFiles(label="Data files")

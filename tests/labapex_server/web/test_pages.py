@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import pytest
+from django.core.cache import cache
 from django.test import Client
 from django.urls import reverse
 from tests.browser.stage import Story
@@ -22,6 +24,13 @@ PAGES = ("/jobs/", "/jobs/new/", "/workers/", "/billing/", "/tokens/")
 def browser(client: Client, researcher: User) -> Client:
     client.force_login(researcher)
     return client
+
+
+@pytest.fixture(autouse=True)
+def _nobody_tried_before() -> Iterator[None]:
+    cache.clear()
+    yield
+    cache.clear()
 
 
 @pytest.fixture
@@ -165,3 +174,19 @@ def test_stopping_a_job_whose_training_is_complete_is_refused_with_the_reason(br
     story.submitted().queued().running().trained().challenged()
     reply = browser.post(f"/jobs/{story.job.pk}/stop/", follow=True)
     assert "can no longer be stopped" in reply.content.decode()
+
+
+@pytest.mark.parametrize("path", ["/login/", "/signup/"])
+@pytest.mark.django_db
+def test_guessing_is_slowed_down(client: Client, path: str) -> None:
+    replies = [client.post(path, {"username": "researcher", "password": str(i)}) for i in range(11)]
+    assert {reply.status_code for reply in replies[:10]} <= {200, 422}
+    assert replies[10].status_code == 429
+    assert "Wait a minute" in replies[10].content.decode()
+
+
+@pytest.mark.django_db
+def test_a_fragment_asked_for_after_the_session_ended_sends_its_page_to_the_sign_in(client: Client) -> None:
+    reply = client.get("/jobs/", headers={"HX-Request": "true"})
+    assert reply.status_code == 401
+    assert reply["HX-Refresh"] == "true"

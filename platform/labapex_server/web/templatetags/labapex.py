@@ -79,6 +79,11 @@ def state_kind(state: str) -> str:
 
 
 @register.filter
+def state_words(state: str) -> str:
+    return words.STATES[state]["words"]
+
+
+@register.filter
 def weight_words(weight: str) -> str:
     return words.WEIGHTS[weight]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.contrib import messages
 from django.contrib.auth import login
-from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -14,7 +15,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 
 from labapex_server.accounts import services as accounts
 from labapex_server.web.forms import SignInForm, SignUpForm, TokenForm
-from labapex_server.web.views.common import user_of
+from labapex_server.web.views.common import signed_in, too_often, user_of
 
 
 class SignIn(LoginView):
@@ -24,6 +25,13 @@ class SignIn(LoginView):
     authentication_form = SignInForm
     redirect_authenticated_user = True
 
+    def post(self, request: HttpRequest, *args: str, **kwargs: Any) -> HttpResponse:
+        return _wait(request) if too_often(request) else super().post(request, *args, **kwargs)
+
+
+def _wait(request: HttpRequest) -> HttpResponse:
+    return render(request, "web/wait.html", status=429)
+
 
 @sensitive_post_parameters()
 @never_cache
@@ -31,6 +39,8 @@ class SignIn(LoginView):
 def sign_up(request: HttpRequest) -> HttpResponse:
     if request.user.is_authenticated:
         return redirect("web:jobs")
+    if request.method == "POST" and too_often(request):
+        return _wait(request)
     form = SignUpForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
         user = accounts.create_user(form.cleaned_data["username"], password=form.cleaned_data["password1"])
@@ -40,7 +50,7 @@ def sign_up(request: HttpRequest) -> HttpResponse:
 
 
 @never_cache
-@login_required
+@signed_in
 @require_http_methods(["GET", "POST"])
 def tokens(request: HttpRequest) -> HttpResponse:
     """The list, and a new token's secret: in the answer to the POST and nowhere else."""
@@ -58,7 +68,7 @@ def tokens(request: HttpRequest) -> HttpResponse:
     )
 
 
-@login_required
+@signed_in
 @require_POST
 def revoke(request: HttpRequest, token_id: int) -> HttpResponse:
     if accounts.revoke_token(user_of(request), token_id=token_id):

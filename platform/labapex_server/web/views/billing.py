@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
@@ -13,10 +12,10 @@ from labapex.protocol.states import END_STATES
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.ledger.models import Transfer
-from labapex_server.web.views.common import PAGE, user_of
+from labapex_server.web.views.common import PAGE, signed_in, user_of
 
 
-@login_required
+@signed_in
 @require_GET
 def overview(request: HttpRequest) -> HttpResponse:
     account = ledger.account_of(user_of(request))

@@ -6,7 +6,6 @@ import shlex
 from uuid import UUID
 
 from django.contrib import messages
-from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
@@ -24,7 +23,7 @@ from labapex_server.ledger import services as ledger
 from labapex_server.lib.errors import Refused
 from labapex_server.web import reads, words
 from labapex_server.web.forms import SubmitForm
-from labapex_server.web.views.common import PAGE, own_job, user_of
+from labapex_server.web.views.common import PAGE, own_job, signed_in, user_of
 
 
 @require_GET
@@ -32,7 +31,7 @@ def index(request: HttpRequest) -> HttpResponse:
     return redirect("web:jobs")
 
 
-@login_required
+@signed_in
 @require_GET
 def listing(request: HttpRequest) -> HttpResponse:
     """The newest jobs first; the table alone where the page asks for it again."""
@@ -43,7 +42,7 @@ def listing(request: HttpRequest) -> HttpResponse:
 
 
 @never_cache
-@login_required
+@signed_in
 @require_http_methods(["GET", "POST"])
 def new(request: HttpRequest) -> HttpResponse:
     form = SubmitForm(request.POST, request.FILES) if request.method == "POST" else SubmitForm()
@@ -73,7 +72,7 @@ def _place(error: LabApexError) -> tuple[str | None, str]:
     return ("budget" if text.startswith("the budget") else None), text[:1].upper() + text[1:] + "."
 
 
-@login_required
+@signed_in
 @require_GET
 def live(request: HttpRequest, job_id: UUID) -> HttpResponse:
     job = own_job(request, job_id)
@@ -85,7 +84,7 @@ def live(request: HttpRequest, job_id: UUID) -> HttpResponse:
 
 
 @never_cache
-@login_required
+@signed_in
 @require_GET
 def timeline(request: HttpRequest, job_id: UUID) -> HttpResponse:
     return render(request, "web/_timeline.html", _timeline(own_job(request, job_id)))
@@ -102,7 +101,7 @@ def _timeline(job: Job) -> dict[str, object]:
 
 
 @never_cache
-@login_required
+@signed_in
 @require_GET
 def clock(request: HttpRequest, job_id: UUID) -> HttpResponse:
     """When iterations were done: {"knots": [[iteration, Unix time], ..]} for iterations past `after`."""
@@ -114,7 +113,7 @@ def clock(request: HttpRequest, job_id: UUID) -> HttpResponse:
     return JsonResponse({"knots": reads.clock(job, after=max(-1, min(after, 2**62)))})
 
 
-@login_required
+@signed_in
 @require_POST
 def stop(request: HttpRequest, job_id: UUID) -> HttpResponse:
     try:
@@ -124,7 +123,7 @@ def stop(request: HttpRequest, job_id: UUID) -> HttpResponse:
     return redirect("web:job", job_id=job_id)
 
 
-@login_required
+@signed_in
 @require_GET
 def verdict(request: HttpRequest, job_id: UUID) -> HttpResponse:
     job = own_job(request, job_id)
@@ -135,7 +134,7 @@ def verdict(request: HttpRequest, job_id: UUID) -> HttpResponse:
     return render(request, "web/verdict.html", context)
 
 
-@login_required
+@signed_in
 @require_GET
 def verdict_json(request: HttpRequest, job_id: UUID) -> HttpResponse:
     """The signed verdict as a file that `labapex verify` and any JSON reader take."""

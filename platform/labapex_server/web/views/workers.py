@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from django.conf import settings
-from django.contrib.auth.decorators import login_required
 from django.db.models import Count, Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -15,7 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 from labapex_server.lib import clock
 from labapex_server.marketplace.models import LIVE
 from labapex_server.web import reads
-from labapex_server.web.views.common import user_of
+from labapex_server.web.views.common import signed_in, user_of
 from labapex_server.workers import services as workers
 
 
@@ -45,7 +44,7 @@ def _fleet(request: HttpRequest) -> dict[str, Any]:
     return {"fleet": fleet, "total": sum(earned.values())}
 
 
-@login_required
+@signed_in
 @require_GET
 def listing(request: HttpRequest) -> HttpResponse:
     template = "web/_fleet.html" if request.headers.get("HX-Request") else "web/workers.html"
@@ -53,7 +52,7 @@ def listing(request: HttpRequest) -> HttpResponse:
 
 
 @never_cache
-@login_required
+@signed_in
 @require_POST
 def code(request: HttpRequest) -> HttpResponse:
     """A new enrolment code with the commands that use it, shown in this one answer."""
