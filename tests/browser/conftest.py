@@ -34,7 +34,7 @@ ARGUMENTS = [
 T = TypeVar("T")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not the session: while it lives, no asynchronous test can run in this thread
 def browser(django_db_setup: None) -> Iterator[Browser]:
     if not CHROMIUM.exists():
         if os.environ.get("CI"):
