@@ -153,10 +153,12 @@ def popen(
 def hand_over(folder: Path) -> None:
     """Root only: give a folder and all in it to the sandbox's user, following no symbolic link."""
     user = _user()
-    os.chown(folder, user.pw_uid, user.pw_gid, follow_symlinks=False)
-    for _, folders, files, descriptor in os.fwalk(folder):
-        for name in (*folders, *files):
-            os.chown(name, user.pw_uid, user.pw_gid, dir_fd=descriptor, follow_symlinks=False)
+    subprocess.run(  # not by os.walk: an earlier program may have nested folders deeper than Python can go
+        [_tool("chown"), "-hR", f"{user.pw_uid}:{user.pw_gid}", "--", str(folder)],
+        env={"PATH": _TOOLS_PATH},
+        stdin=subprocess.DEVNULL,
+        check=True,
+    )
 
 
 def kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -189,6 +191,7 @@ def python_paths() -> tuple[Path, ...]:
     """What a confined program needs to see in order to run this very interpreter with its packages."""
     paths = {Path(p) for p in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sysconfig.get_paths().values())}
     paths.add(Path(sys.executable).resolve().parent)
+    paths |= {Path(p) for p in sys.path if p.endswith(("/site-packages", "/dist-packages"))}
     return _topmost(p for p in paths if p.is_dir() and not p.is_relative_to("/usr"))
 
 

@@ -36,7 +36,7 @@ from labapex.protocol.frames import (
     genesis,
 )
 from labapex.protocol.packing import pack
-from labapex_worker import session as s
+from labapex_worker import effects
 from labapex_worker.agent import Agent, Errand, ToExecutable, ToPlatform
 from labapex_worker.phases import Phase
 from labapex_worker.spool import Spool
@@ -85,7 +85,7 @@ class Line(RuleBasedStateMachine):
                         self.up.append(message)
                 case ToExecutable(_, told):
                     self.executable_hears(told)
-                case s.SayHello():
+                case effects.SayHello():
                     self.down.extend(self.books.greet())
 
     # -- the executable ------------------------------------------------------------------------------------------------
@@ -263,14 +263,14 @@ def running(agent: Agent) -> Grant:
 def test_nothing_but_the_signed_hello_is_sent_before_the_greeting(agent: Agent) -> None:
     assert agent.connected() == []
     assert agent.tick(1000.0) == []
-    assert tell(agent, Nonce(nonce=bytes(32))) == [s.SayHello(bytes(32), ())]
+    assert tell(agent, Nonce(nonce=bytes(32))) == [effects.SayHello(bytes(32), ())]
 
 
 def test_work_is_asked_for_once_while_a_slot_is_free(agent: Agent) -> None:
     assert sent(greeted(agent)) == [Ready()]
     assert sent(agent.tick(1.0)) == []
     grant = a_grant()
-    assert tell(agent, grant) == [s.Fetch(grant.lease)]
+    assert tell(agent, grant) == [effects.Fetch(grant.lease)]
     agent.fetched(grant.lease)
     assert sent(agent.started(grant.lease)) == []
 
@@ -284,7 +284,7 @@ def test_a_grant_without_a_free_slot_is_handed_back(agent: Agent) -> None:
 def test_a_grant_that_comes_twice_starts_one_download(agent: Agent) -> None:
     greeted(agent)
     grant = a_grant()
-    assert s.Fetch(grant.lease) in tell(agent, grant)
+    assert effects.Fetch(grant.lease) in tell(agent, grant)
     assert tell(agent, grant) == []
 
 
@@ -299,7 +299,7 @@ def test_a_lease_that_the_greeting_does_not_name_is_deleted(agent: Agent) -> Non
     grant = running(agent)
     agent.disconnected()
     errands = greeted(agent)
-    assert [e.lease for e in errands if isinstance(e, s.Discard)] == [grant.lease]
+    assert [e.lease for e in errands if isinstance(e, effects.Discard)] == [grant.lease]
     assert Ready() not in sent(errands), "its process may still hold the device"
     assert sent(agent.discarded(grant.lease)) == [Ready()]
 
@@ -336,7 +336,7 @@ def test_a_fork_of_the_log_stops_the_lease_and_says_so(agent: Agent) -> None:
     grant = running(agent)
     agent.from_executable(grant.lease, pack(a_chain(grant.lease, 1)[0]), 1)
     errands = tell(agent, Welcome(lease=grant.lease, seq=1, next=2, head=bytes(32)))
-    assert s.Kill(grant.lease) in errands
+    assert effects.Kill(grant.lease) in errands
     (failed,) = sent(errands)
     assert isinstance(failed, Failed)
     assert "differ" in failed.reason
@@ -404,14 +404,14 @@ def test_states_are_uploaded_only_for_a_finished_lease(agent: Agent) -> None:
     chain = a_chain(grant.lease, 1)
     agent.from_executable(grant.lease, pack(chain[0]), 1)
     agent.from_executable(grant.lease, pack(a_fin(grant.lease, chain)), 1)
-    assert tell(agent, challenge) == [s.Upload(grant.lease, (0, 3), 5.0)]
+    assert tell(agent, challenge) == [effects.Upload(grant.lease, (0, 3), 5.0)]
 
 
 def test_a_refusal_of_a_running_lease_ends_it_and_a_fatal_one_the_connection(agent: Agent) -> None:
     grant = running(agent)
     errands = tell(agent, Refusal(code="bad-frame", message="does not open", fatal=True, lease=grant.lease))
-    assert s.Kill(grant.lease) in errands
-    assert any(isinstance(errand, s.HangUp) for errand in errands)
+    assert effects.Kill(grant.lease) in errands
+    assert any(isinstance(errand, effects.HangUp) for errand in errands)
     assert [type(message) for message in sent(errands)] == [Failed]
 
 

@@ -65,6 +65,13 @@ def test_removal_leaves_nothing_and_touches_nothing_outside(folder: Folder, tmp_
     (deep / "link").symlink_to(tmp_path)
     deep.chmod(0o000)
     (folder.job / "a").chmod(0o000)
+    at = os.open(folder.job, os.O_RDONLY)
+    for _ in range(2500):  # deeper than a path or a recursion can go
+        os.mkdir("d", dir_fd=at)
+        below = os.open("d", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
     folder.remove()
     assert not folder.path.exists()
     assert (tmp_path / "kept").exists()

@@ -35,7 +35,7 @@ from labapex.protocol.frames import (
     from_executable,
     to_agent,
 )
-from labapex_worker import session as s
+from labapex_worker import effects
 from labapex_worker.phases import Phase
 from labapex_worker.session import Session, Work
 from labapex_worker.spool import Forked, Lease, Spool, Taken
@@ -58,7 +58,17 @@ class ToExecutable:
     message: Welcome | Ack | Nack | FinAck | KeyRelease | Refusal
 
 
-Errand = ToPlatform | ToExecutable | s.SayHello | s.Fetch | s.Start | s.Kill | s.Upload | s.Discard | s.HangUp
+Errand = (
+    ToPlatform
+    | ToExecutable
+    | effects.SayHello
+    | effects.Fetch
+    | effects.Start
+    | effects.Kill
+    | effects.Upload
+    | effects.Discard
+    | effects.HangUp
+)
 
 
 class Agent:
@@ -238,23 +248,23 @@ class Agent:
             raise MalformedInput(f"no lease {lease} is held here")
         return held
 
-    def _do(self, effects: list[s.Effect]) -> list[Errand]:
+    def _do(self, wanted: list[effects.Effect]) -> list[Errand]:
         """Commit what is to be remembered; hand on the rest in its order."""
         errands: list[Errand] = []
-        for effect in effects:
+        for effect in wanted:
             match effect:
-                case s.Accept(grant):
+                case effects.Accept(grant):
                     self._spool.add(grant)
-                case s.Move(lease, phase, reason):
+                case effects.Move(lease, phase, reason):
                     self._spool.move(lease, phase, reason)
                     log.info("lease %s: %s%s", lease, phase, f" ({reason})" if reason else "")
-                case s.KeepRelease(release):
+                case effects.KeepRelease(release):
                     self._spool.keep_release(release)
-                case s.Send(message):
+                case effects.Send(message):
                     errands.append(ToPlatform(message))
-                case s.SendFrames(lease, first, stop):
+                case effects.SendFrames(lease, first, stop):
                     errands += [ToPlatform(frame) for frame in self._spool.frames(lease, first, stop)]
-                case s.Tell(lease, told):
+                case effects.Tell(lease, told):
                     errands.append(ToExecutable(lease, told))
                 case _:
                     errands.append(cast(Errand, effect))

@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from labapex.errors import LabApexError, UsageError
-from labapex_worker import devices, journal, session, supervisor, transfers
+from labapex_worker import devices, effects, journal, supervisor, transfers
 from labapex_worker.agent import Agent, Errand, ToExecutable, ToPlatform
 from labapex_worker.config import Home
 from labapex_worker.connection import Connection
@@ -86,7 +86,17 @@ class Daemon:
     # -- going on after another daemon ---------------------------------------------------------------------------------
 
     async def _look_around(self) -> None:
-        for lease in self._spool.leases():
+        leases = self._spool.leases()
+        known = {self._home.lease(lease.id) for lease in leases}
+        for path in (self._home.path / "jobs").iterdir():
+            if path not in known:
+                log.warning("deleting %s, which belongs to no lease", path)
+                journal.kill(path)
+                try:
+                    Folder(path).remove()
+                except OSError as error:
+                    log.error("%s", error)
+        for lease in leases:
             if lease.phase in (Phase.GRANTED, Phase.RELEASED):
                 continue
             match journal.look(self._home.lease(lease.id)):
@@ -112,19 +122,19 @@ class Daemon:
                 case ToExecutable(lease, told):
                     if (door := self._doors.get(lease)) is not None:
                         door.send(told)
-                case session.SayHello(nonce, leases):
+                case effects.SayHello(nonce, leases):
                     self._connection.send(self._identity.hello(self._config.worker, nonce, self._devices, leases))
-                case session.Fetch(lease):
+                case effects.Fetch(lease):
                     self._spawn(self._fetch(self._row(lease)), lease)
-                case session.Start(lease):
+                case effects.Start(lease):
                     self._spawn(self._start(self._row(lease)), lease)
-                case session.Kill(lease):
+                case effects.Kill(lease):
                     self._spawn(self._kill(lease), lease)
-                case session.Upload(lease, indices, deadline):
+                case effects.Upload(lease, indices, deadline):
                     self._upload(lease, indices, deadline)
-                case session.Discard(lease, reason):
+                case effects.Discard(lease, reason):
                     self._discard(lease, reason)
-                case session.HangUp(reason):
+                case effects.HangUp(reason):
                     self._connection.hang_up(reason)
 
     async def _fetch(self, lease: Lease) -> None:
@@ -187,7 +197,10 @@ class Daemon:
         folder = Folder(self._home.lease(lease))
         await asyncio.to_thread(journal.kill, folder.path)
         self._reap(lease)
-        await asyncio.to_thread(folder.remove)
+        try:
+            await asyncio.to_thread(folder.remove)
+        except OSError as error:  # the next daemon tries again
+            log.error("lease %s: %s", lease, error)
         self._uploads.pop(lease, None)
         self._do(self._agent.discarded(lease))
         log.info("lease %s: deleted", lease)

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import socket
 import stat
 import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from uuid import UUID
 
 from labapex import sandbox
@@ -28,6 +27,7 @@ from labapex_worker.config import Config, Home
 
 log = logging.getLogger(__name__)
 
+_TOOLS = {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}
 _LENGTH = struct.Struct(">I")
 _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 BROKEN_LIMIT = 3  # protocol errors after which an executable is given up
@@ -73,20 +73,17 @@ class Folder:
         return os.fdopen(file, "rb")
 
     def remove(self) -> None:
-        """Delete it all, whatever rights the job gave to its files. Links are deleted, never followed."""
+        """Delete it all, whatever rights the job gave to its files and however deep it nested them.
+
+        Links are deleted, never followed. Raises `OSError` where something is left."""
+        if not self.path.exists():
+            return
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            said = subprocess.run(
+                [*command, "--", str(self.path)], env=_TOOLS, stdin=subprocess.DEVNULL, capture_output=True, check=False
+            ).stderr
         if self.path.exists():
-            shutil.rmtree(self.path, onerror=_open_up)
-
-
-def _open_up(function: Callable[..., Any], path: str, _: object) -> None:
-    """A folder without rights keeps its owner from deleting what is in it."""
-    for folder in (Path(path).parent, Path(path)):
-        if not folder.is_symlink() and folder.is_dir():
-            folder.chmod(0o700)
-    if function in (os.unlink, os.rmdir):
-        function(path)
-    else:
-        shutil.rmtree(path)
+            raise OSError(f"{self.path} could not be deleted: {said[-300:].decode(errors='replace').strip()}")
 
 
 def start(lease: UUID, home: Home, config: Config, *, threads: int) -> subprocess.Popen[bytes]:
