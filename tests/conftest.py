@@ -27,6 +27,7 @@ def django_db_modify_db_settings() -> Iterator[None]:
         database["TEST"] = {"NAME": str(Path(folder) / f"{own}.sqlite3") if sqlite else f"test_labapex_{own}"}
         if sqlite:  # a test database need not survive a power cut
             database["OPTIONS"]["init_command"] = "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+        database["CONN_MAX_AGE"] = 0  # a thread's connection ends with its work, or the database could not be dropped
         settings.DATABASES = {"default": database}
         connections.settings = connections.configure_settings(settings.DATABASES)
         del connections["default"]

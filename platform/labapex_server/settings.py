@@ -134,5 +134,6 @@ LOGGING: dict[str, Any] = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": "INFO"},
-    "loggers": {"celery": {"level": "WARNING"}, "kombu": {"level": "ERROR"}},
+    # A refused request is an answer, not an event: the server's access log has it.
+    "loggers": {"celery": {"level": "WARNING"}, "kombu": {"level": "ERROR"}, "django.request": {"level": "ERROR"}},
 }
