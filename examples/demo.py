@@ -53,7 +53,9 @@ def main() -> int:
         environment |= {"LABAPEX_URL": url, "LABAPEX_TOKEN": client.login(name, password).token}
         with worker(environment, url, chosen.cheat):
             command = [program("labapex"), "run", str(example / "labapex.yaml"), "--yes", "--json"]
-            return subprocess.run(command, env=environment, check=False).returncode
+            ended = subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=False)
+    print(ended.stdout.decode(), end="", flush=True)  # the summary, as the last line of all that was printed
+    return ended.returncode
 
 
 @contextlib.contextmanager
