@@ -24,7 +24,7 @@ def _options(broker_url: str, longest: float) -> dict[str, object]:
     return {"confirm_publish": True}
 
 
-def make(broker_url: str, *, longest: float, sweep_seconds: float) -> Celery:
+def make(broker_url: str, *, longest: float, sweep_seconds: float, name: str = "labapex") -> Celery:
     """The application for a broker."""
     app = Celery("labapex_server", broker=broker_url)
     queue: Any = import_module("kombu").Queue  # kombu has no types
@@ -36,8 +36,8 @@ def make(broker_url: str, *, longest: float, sweep_seconds: float) -> Celery:
             "x-consumer-timeout": int(2 * longest * 1000),  # milliseconds; else the broker closes the worker's channel
         }
     app.conf.update(
-        task_queues=[queue("labapex", queue_arguments=arguments)],
-        task_default_queue="labapex",
+        task_queues=[queue(name, queue_arguments=arguments)],
+        task_default_queue=name,
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_ignore_result=True,
@@ -61,7 +61,9 @@ def _make() -> Celery:
     from django.conf import settings
 
     config = settings.LABAPEX
-    return make(config.broker_url, longest=config.longest_task_seconds, sweep_seconds=config.sweep_seconds)
+    return make(
+        config.broker_url, longest=config.longest_task_seconds, sweep_seconds=config.sweep_seconds, name=config.queue
+    )
 
 
 app = _make()

@@ -30,6 +30,7 @@ class Config(BaseSettings):
     allowed_hosts: tuple[str, ...] = ()  # besides the public URL's host and this machine's loopback names
     database_url: str = ""  # postgresql://user:password@host:port/name; empty: SQLite under `home`
     broker_url: str = "memory://"  # or redis://.., amqp://..
+    queue: str = "labapex"  # on the broker; platforms that share a broker need one each
     channel_url: str | None = None  # redis://..; None: within the process
 
     # what a client may hand in
