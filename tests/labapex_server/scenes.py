@@ -37,7 +37,8 @@ def request(owner: User, script: str = "fine", **spec: Any) -> JobRequest:
     fields = {"script": "train.py", "epochs": 2, "budget": "1", "checkpoint_every": 3} | spec
     data = (upload(owner, b"0123456789", "data/digits.bin"),) if fields.get("data") else ()
     return JobRequest(
-        spec=JobSpec.model_validate(fields), bundle=Bundle(code=(upload(owner, script.encode(), "train.py"),), data=data)
+        spec=JobSpec.model_validate(fields),
+        bundle=Bundle(code=(upload(owner, script.encode(), "train.py"),), data=data),
     )
 
 

@@ -32,6 +32,8 @@ def main() -> None:
     if word == "crash":
         sys.stderr.write("Killed by its own hand\n")
         os._exit(7)
+    if word == "linger":
+        time.sleep(float(rest))
     if word == "hang":
         time.sleep(3600)
     if word == "link":
