@@ -58,7 +58,7 @@ def _answer(message: Message, status: int = 200) -> HttpResponse:
 
 
 def _user(request: Request) -> User:
-    assert isinstance(request.user, User)  # noqa: S101 - the permission has let nobody else in
+    assert isinstance(request.user, User)
     return request.user
 
 
