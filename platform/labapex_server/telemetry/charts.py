@@ -189,6 +189,12 @@ def samples(lease: Lease) -> list[Sample]:
     ]
 
 
+def script_failure(lease: Lease) -> str | None:
+    """The error with which the script ended, as the last frame of the log tells it; None for a script that did not."""
+    extras = Frame.objects.filter(log=lease.pk).order_by("-seq").values_list("extras", flat=True).first()
+    return (extras or {}).get("failure")
+
+
 def leaves(lease: Lease) -> list[Leaf]:
     """Every commitment with its time of receipt; `Leaf.record` is it as on the wire."""
     return list(Leaf.objects.filter(log=lease.pk).order_by("index"))

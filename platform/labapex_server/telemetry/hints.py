@@ -21,6 +21,9 @@ from redis.exceptions import RedisError
 
 log = logging.getLogger(__name__)
 
+SEND_SECONDS = 2.0
+CANCELS = 20
+
 QUEUE = "queue"
 """Rung when a job becomes free for a worker to take."""
 
@@ -149,18 +152,28 @@ class _Herald:
         self.thread.join()
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._live())
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_until_complete(self._live())
+        finally:
+            self._loop.close()
 
     async def _live(self) -> None:
         self._ending = asyncio.Event()
         self._channel = await self._layer.new_channel("hints")
-        listening = asyncio.create_task(self._listen())
+        listening = asyncio.create_task(self._listen(), name="listening")
         self._ready.set()
         await self._ending.wait()
-        listening.cancel()
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.gather(*others, return_exceptions=True)
+        sending = asyncio.all_tasks() - {asyncio.current_task(), listening}
+        if sending:
+            await asyncio.wait(sending, timeout=SEND_SECONDS)
+        for _ in range(CANCELS):  # the layer's client swallows a cancellation that meets an answer half-way
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            if not left:
+                break
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left, timeout=0.1)
         if hasattr(self._layer, "close_pools"):
             await self._layer.close_pools()
 

@@ -33,7 +33,7 @@ class Frame(models.Model):
     payload = models.BinaryField()
     losses = models.BinaryField()  # little-endian float64
     times = models.BinaryField()  # little-endian float64, Unix time
-    extras = models.JSONField(default=dict)  # {"samples": [Sample], "console": [Console]}
+    extras = models.JSONField(default=dict)  # {"samples": [Sample], "console": [Console], "failure": str}
     received_at = models.FloatField()  # Unix time on the platform
 
     class Meta:

@@ -339,6 +339,8 @@ def _extras(body: FrameBody) -> dict[str, Any]:
         extras["samples"] = [_storable(sample.model_dump()) for sample in body.samples]
     if body.console:
         extras["console"] = [_storable(line.model_dump()) for line in body.console]
+    if body.failure is not None:
+        extras.update(_storable({"failure": body.failure}))
     return extras
 
 
