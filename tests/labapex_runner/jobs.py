@@ -109,6 +109,10 @@ class Received:
     def losses(self) -> list[float]:
         return [loss for body in self.bodies for loss in uncolumn(body.losses)]
 
+    @property
+    def failure(self) -> str | None:
+        return next((body.failure for body in self.bodies if body.failure is not None), None)
+
     def console(self, stream: str) -> str:
         return "".join(c.text for body in self.bodies for c in body.console if c.stream == stream)
 

@@ -99,6 +99,7 @@ def test_a_script_that_ends_in_another_way_is_a_failure_with_its_reason(run: Run
     assert status == TRAINING_FAILED
     assert got.fin is None
     assert said in got.console("stderr")
+    assert (got.failure is None) == ("SIGKILL" in said)  # a signal may be the host's doing, all else is the script's
 
 
 def test_a_host_without_torch_is_told_so_and_no_key_is_asked_for(run: Run) -> None:

@@ -7,6 +7,7 @@ from labapex.protocol.records import Console, FrameBody, Leaf, Sample, column
 FLUSH_RECORDS = 50
 FLUSH_SECONDS = 0.25
 FLUSH_BYTES = 256 << 10  # with one more record of the largest kind this stays far below `MAX_PAYLOAD`
+MAX_FAILURE = 20_000  # characters, what `FrameBody` accepts
 FLUSH_ITEMS = 200  # below what `FrameBody` accepts of one kind
 
 
@@ -22,6 +23,7 @@ class Batch:
         self._samples: list[Sample] = []
         self._console: list[Console] = []
         self._leaves: list[Leaf] = []
+        self._failure: str | None = None
         self._bytes = 0
         self._since: float | None = None
 
@@ -41,6 +43,11 @@ class Batch:
     def console(self, console: Console, now: float) -> None:
         self._console.append(console)
         self._grew(64 + len(console.text.encode(errors="replace")), now)
+
+    def failure(self, reason: str, now: float) -> None:
+        """The script ended with an error; `reason` is the end of its traceback."""
+        self._failure = reason[-MAX_FAILURE:]
+        self._grew(len(self._failure.encode(errors="replace")), now)
 
     def _grew(self, size: int, now: float) -> None:
         self._bytes += size
@@ -68,6 +75,7 @@ class Batch:
             samples=tuple(self._samples),
             console=tuple(self._console),
             leaves=tuple(self._leaves),
+            failure=self._failure,
         )
         self._clear()
         return body

@@ -332,6 +332,8 @@ class Supervisor:
             self._log_end(self._log)
         else:
             reason = self._failure or f"the script {_ending(status)} before training was complete\n"
+            if self._failure is not None or not os.WIFSIGNALED(status):
+                self._batch.failure(reason, now)  # by this the platform tells a script's error from a host's
             self._failure = reason
             self._print([Console(stream="stderr", text=reason)], now)
 

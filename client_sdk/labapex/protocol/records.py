@@ -54,6 +54,7 @@ class FrameBody(Message):
     samples: tuple[Sample, ...] = Field(default=(), max_length=256)
     console: tuple[Console, ...] = Field(default=(), max_length=256)
     leaves: tuple[Leaf, ...] = Field(default=(), max_length=256)
+    failure: str | None = Field(default=None, max_length=20_000)  # the script ended with this error; nothing follows
 
     @field_validator("losses", "times")
     @classmethod

@@ -24,6 +24,7 @@ from labapex.sealing import verify
 from labapex_server.lib.errors import Missing
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
+from labapex_server.telemetry import services as telemetry
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Worker
 
@@ -89,7 +90,7 @@ def fail(worker: Worker, lease_id: UUID, reason: str) -> None:
     """The lease cannot go on. Nothing happens where it is over already."""
     lease = Lease.objects.select_related("job", "worker").filter(pk=lease_id, worker=worker).first()
     if lease is not None:
-        marketplace.fail(lease, reason)
+        marketplace.fail(lease, reason, script=telemetry.script_failure(lease))
 
 
 def own_lease(worker: Worker, lease_id: UUID) -> Lease:

@@ -199,22 +199,23 @@ def finish(lease: Lease) -> bool:
 
 
 @transaction.atomic
-def fail(lease: Lease, reason: str) -> None:
-    """The worker could not go on. Before the keys were given out that is the worker's matter, and the job waits again.
+def fail(lease: Lease, reason: str, *, script: str | None = None) -> None:
+    """The worker could not go on. That is its own matter, and the job waits for another one.
 
-    After it, the script ended with an error: the job has failed, and its console says why.
+    Unless its log says that the script ended with an error, which `script` tells: then the job has failed.
     """
     before = LeaseState(lease.state)
     if before not in (LeaseState.GRANTED, LeaseState.RUNNING):
         return
     if not _try_change(lease, before, LeaseState.FAILED, ended_at=clock.now(), reason=reason):
         return
-    if before is LeaseState.GRANTED:
-        _requeue(lease, f"{lease.worker.name} could not start it: {reason}")
+    if script is None:
+        what = "could not start it" if before is LeaseState.GRANTED else "could not finish it"
+        _requeue(lease, f"{lease.worker.name} {what}: {reason}")
     else:
         job = Job.objects.get(pk=lease.job_id)
         if not JobState(job.state).ended:
-            jobs.advance(job, JobState.FAILED, reason=reason, fault=Fault.CLIENT)
+            jobs.advance(job, JobState.FAILED, reason=script, fault=Fault.CLIENT)
 
 
 def expire_silent(now: datetime) -> int:

@@ -187,9 +187,18 @@ def test_five_lost_leases_end_a_job_with_a_reason(rig: Host, researcher: User) -
 
 def test_a_script_that_fails_at_the_worker_ends_the_job_for_its_client(rig: Host, researcher: User) -> None:
     job = queued_job(researcher)
-    marketplace.fail(a_run(job, rig).lease, "the script ended with an error")
+    marketplace.fail(a_run(job, rig).lease, "exit code 3", script="ValueError: negative dimension")
     job.refresh_from_db()
     assert (job.state, job.fault) == (JobState.FAILED, Fault.CLIENT)
+    assert job.reason == "ValueError: negative dimension"
+
+
+def test_an_executable_that_dies_without_the_scripts_error_in_its_log_is_the_hosts_matter(
+    rig: Host, researcher: User
+) -> None:
+    job = queued_job(researcher)
+    marketplace.fail(a_run(job, rig).lease, "it was ended by signal 9")
+    assert state(job) == JobState.QUEUED
 
 
 def test_a_lease_given_up_for_dead_cannot_finish_its_successors_run(rig: Host, researcher: User) -> None:
