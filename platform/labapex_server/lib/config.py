@@ -46,6 +46,7 @@ class Config(BaseSettings):
     opening_seconds: float = 600  # from challenge to the last opened state
     enrolment_seconds: float = 900
     start_seconds: float = 3600  # from grant to key release
+    stall_seconds: float = 1800  # without a new iteration, though the worker is there; at least 50 iterations' time
     max_attempts: int = 5
     reference_price_per_hour: int = CREDIT  # for the estimate before a worker is known
     starting_credit: int = 1000 * CREDIT  # of the first-run login

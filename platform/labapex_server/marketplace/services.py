@@ -236,6 +236,15 @@ def expire_silent(now: datetime) -> int:
     return given_up
 
 
+def give_up(lease: Lease, reason: str) -> bool:
+    """End a lease whose worker is there and does not get on; its job waits again. False: it had ended before."""
+    with transaction.atomic():
+        if not _try_change(lease, LeaseState.RUNNING, LeaseState.EXPIRED, ended_at=clock.now(), reason=reason):
+            return False
+        _requeue(lease, f"{lease.worker.name}: {reason}")
+        return True
+
+
 def release_ended() -> int:
     """End live leases of jobs that have ended, for example by their owner. Returns how many."""
     ended = [state.value for state in JobState if state.ended]

@@ -14,6 +14,7 @@ from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
 from labapex_server.pipeline import conveyor
+from labapex_server.telemetry import services as telemetry
 from labapex_server.verification import services as verification
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def sweep(now: datetime | None = None) -> Swept:
     """One round. Any number of processes may sweep at once: each step is a compare-and-swap."""
     now = now or clock.now()
     silent = marketplace.expire_silent(now)
+    silent += sum(marketplace.give_up(lease, "no new iteration for too long") for lease in telemetry.stalled(now))
     released = marketplace.release_ended()
     late = verification.late(now)
     for lease in late:

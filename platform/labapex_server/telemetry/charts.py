@@ -9,11 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
+from django.db.models import FloatField, OuterRef, Subquery
+
 from labapex.protocol.api import Events, JobView
 from labapex.protocol.records import Console, Sample, uncolumn
+from labapex.protocol.states import LeaseState
 from labapex.protocol.verdict import RuleResult
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
@@ -92,9 +97,10 @@ class Standing:
 
     @classmethod
     def of(cls, job: Job) -> Standing:
-        lease = Lease.objects.filter(job=job).order_by("-granted_at").select_related("verdict").first()
-        verdict = getattr(lease, "verdict", None)
-        rules = () if verdict is None else verdict.document["rules"]
+        latest = Lease.objects.filter(job=job).order_by("-granted_at")
+        lease = latest.select_related("verdict", "challenge").first()
+        verdict, challenge = getattr(lease, "verdict", None), getattr(lease, "challenge", None)
+        rules = verdict.document["rules"] if verdict else challenge.rules if challenge else ()
         return cls(
             lease=None if lease is None else lease.pk,
             job=jobs.view(job),
@@ -193,6 +199,24 @@ def script_failure(lease: Lease) -> str | None:
     """The error with which the script ended, as the last frame of the log tells it; None for a script that did not."""
     extras = Frame.objects.filter(log=lease.pk).order_by("-seq").values_list("extras", flat=True).first()
     return (extras or {}).get("failure")
+
+
+def stalled(now: datetime) -> list[Lease]:
+    """Running leases that have not logged an iteration for a long time, measured by the pace of the preflight."""
+    least = settings.LABAPEX.stall_seconds
+    latest = Subquery(
+        Frame.objects.filter(log=OuterRef("pk"), n__gt=0).order_by("-seq").values("received_at")[:1],
+        output_field=FloatField(),
+    )
+    waiting = Lease.objects.filter(
+        state=LeaseState.RUNNING.value, key_released_at__lt=now - timedelta(seconds=least)
+    ).select_related("job", "worker")
+    found: list[Lease] = []
+    for lease in waiting.annotate(latest=latest):
+        quiet = now.timestamp() - (lease.latest or 0.0)
+        if quiet > max(least, 50 * (lease.job.iteration_seconds or 0.0)):
+            found.append(lease)
+    return found
 
 
 def leaves(lease: Lease) -> list[Leaf]:

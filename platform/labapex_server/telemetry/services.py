@@ -15,7 +15,7 @@ from labapex_server.lib.errors import Refused
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import ingest as core
-from labapex_server.telemetry.charts import events, leaves, losses, samples, script_failure, times
+from labapex_server.telemetry.charts import events, leaves, losses, samples, script_failure, stalled, times
 from labapex_server.telemetry.ingest import Gap, Refuse, Terms
 from labapex_server.telemetry.models import Log
 from labapex_server.telemetry.signals import progressed
@@ -31,6 +31,7 @@ __all__ = [
     "losses",
     "samples",
     "script_failure",
+    "stalled",
     "submit",
     "times",
     "welcome",

@@ -12,7 +12,7 @@ from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Environment
 from labapex.protocol.replay import ReplayReport
 from labapex.protocol.states import Fault
-from labapex.protocol.verdict import Cost, Verdict
+from labapex.protocol.verdict import Cost, RuleResult, Verdict
 from labapex_server.lib import clock
 from labapex_server.marketplace.models import Lease
 from labapex_server.verification.evidence import Record
@@ -31,24 +31,7 @@ def verdict(
 ) -> Verdict:
     """Judge one lease. `segments` were asked for, the states `opened` came; `weights` is the digest of the result."""
     contract, spec = lease.terms, lease.job.job_spec
-    verifier = replay.environment if replay else _environment((lease.job.preflight or {}).get("environment"))
-    worker = _environment(lease.environment)
-    seen = Evidence(
-        contract=contract,
-        losses=record.losses,
-        times=record.times,
-        samples=record.samples,
-        leaves=record.leaves,
-        leaf_received_at=record.leaf_received_at,
-        chain_problem=record.chain_problem,
-        replay=replay,
-        opening_problem=opening_problem,
-        worker_environment=worker,
-        verifier_environment=verifier,
-        top_q=spec.top_q,
-        pev_percent=pev_percent,
-        asked=tuple(segments),
-    )
+    seen = _evidence(lease, record, replay, opening_problem, segments, pev_percent)
     rules = judge(seen)
     outcome, deciding, reason = decide(rules)
     verified = outcome == "verified"
@@ -71,8 +54,8 @@ def verdict(
         contract=digest(contract),
         proof_root=merkle.root(bytes.fromhex(leaf.digest()) for leaf in record.leaves).hex(),
         weights=weights if verified else None,
-        worker_environment=worker,
-        verifier_environment=verifier,
+        worker_environment=seen.worker_environment,
+        verifier_environment=seen.verifier_environment,
         cost=Cost(
             verify_seconds=replay.seconds if replay else 0.0,
             train_seconds=max(0.0, train),
@@ -82,6 +65,40 @@ def verdict(
             segments_replayed=len(replay.segments) if replay else 0,
         ),
         issued_at=clock.now().timestamp(),
+    )
+
+
+def early(lease: Lease, record: Record, *, pev_percent: float) -> list[RuleResult]:
+    """The results that the log alone gives, before anything was replayed."""
+    results = judge(_evidence(lease, record, None, None, (), pev_percent))
+    return [result for result in results if result.result != "not-applicable"]
+
+
+def _evidence(
+    lease: Lease,
+    record: Record,
+    replay: ReplayReport | None,
+    opening_problem: str | None,
+    segments: Sequence[int],
+    pev_percent: float,
+) -> Evidence:
+    return Evidence(
+        contract=lease.terms,
+        losses=record.losses,
+        times=record.times,
+        samples=record.samples,
+        leaves=record.leaves,
+        leaf_received_at=record.leaf_received_at,
+        chain_problem=record.chain_problem,
+        replay=replay,
+        opening_problem=opening_problem,
+        worker_environment=_environment(lease.environment),
+        verifier_environment=replay.environment
+        if replay
+        else _environment((lease.job.preflight or {}).get("environment")),
+        top_q=lease.job.job_spec.top_q,
+        pev_percent=pev_percent,
+        asked=tuple(segments),
     )
 
 

@@ -17,6 +17,7 @@ class Challenge(models.Model):
     segments = models.JSONField()  # leaves that the replayed segments begin with
     compare = models.JSONField(default=list)  # segments whose end state is at hand too
     evaluations = models.JSONField()  # protocol.replay.EpochSample
+    rules = models.JSONField(default=list)  # results that need no replay: pages show them until the verdict has all
     issued_at = models.DateTimeField()
     deadline = models.DateTimeField()
 

@@ -77,6 +77,7 @@ def challenge(lease: Lease) -> Challenge:
         random=random.Random(nonce),  # noqa: S311 - seeded by 256 secret bits, so that the draw can be repeated
         ends=lease.environment != found,
     )
+    early = judgement.early(lease, evidence.read(lease), pev_percent=settings.LABAPEX.pev_percent)
     now = clock.now()
     drawn, _ = Challenge.objects.get_or_create(
         lease=lease,
@@ -86,6 +87,7 @@ def challenge(lease: Lease) -> Challenge:
             "segments": list(opening.segments),
             "compare": list(opening.compare),
             "evaluations": [sample.model_dump(mode="json") for sample in opening.evaluations],
+            "rules": [rule.model_dump(mode="json") for rule in early],
             "issued_at": now,
             "deadline": now + timedelta(seconds=settings.LABAPEX.opening_seconds),
         },

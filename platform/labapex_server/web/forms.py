@@ -134,7 +134,9 @@ class SubmitForm(Accessible):
         initial=10,
         help_text="k: smaller means cheaper checks and more states.",
     )
-    budget = forms.CharField(label="Budget, credits", required=False, help_text="Held at submission and never passed.")
+    budget = forms.CharField(
+        label="Budget, credits", required=False, help_text="Held once the preflight has passed, and never exceeded."
+    )
     document = forms.CharField(
         label="labapex.yaml",
         required=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from labapex.protocol.records import Console, column
 from labapex.protocol.states import JobState, LeaseState
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Refused
 from labapex_server.marketplace import services as marketplace
@@ -332,3 +334,23 @@ def test_leaves_carry_the_time_at_which_they_came(run: Run) -> None:
     before = clock.now().timestamp()
     ingest_all(run, run.executable.frames)
     assert all(before <= leaf.received_at <= clock.now().timestamp() for leaf in Leaf.objects.all())
+
+
+def test_a_run_that_logs_no_iteration_for_long_has_stalled(run: Run, settings: Any) -> None:
+    released = run.lease.key_released_at
+    assert released is not None
+    ingest_all(run, run.executable.frames[:1])
+    told = Frame.objects.get()
+    later = datetime.fromtimestamp(told.received_at, tz=UTC) + timedelta(seconds=settings.LABAPEX.stall_seconds)
+    assert services.stalled(later - timedelta(seconds=1)) == []
+    assert services.stalled(later + timedelta(seconds=1)) == [run.lease]
+    Job.objects.update(iteration_seconds=settings.LABAPEX.stall_seconds)  # a job whose iterations take that long
+    assert services.stalled(later + timedelta(seconds=1)) == []
+
+
+def test_a_stalled_run_is_given_up_and_its_job_waits_for_another_worker(run: Run) -> None:
+    assert marketplace.give_up(run.lease, "no new iteration for too long")
+    job = Job.objects.get(pk=run.lease.job_id)
+    assert job.state == JobState.QUEUED
+    assert "no new iteration" in job.reason
+    assert not marketplace.give_up(run.lease, "again")

@@ -24,6 +24,7 @@ from labapex_server.lib import childprocess, clock, keys
 from labapex_server.lib.errors import Conflict, Missing, NotFinishedYet, Refused
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
+from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.models import Frame, Log
 from labapex_server.verification import evidence
 from labapex_server.verification import services as verification
@@ -295,3 +296,13 @@ def test_a_missing_frame_an_unsigned_end_and_a_forged_leaf_are_found(run: Run) -
     assert "signature" in (evidence.read(lease).chain_problem or "")
     Frame.objects.order_by("seq")[2].delete()
     assert "does not follow" in (evidence.read(lease).chain_problem or "")
+
+
+@pytest.mark.django_db
+def test_rules_that_need_no_replay_are_shown_with_the_challenge(run: Run) -> None:
+    job = finished(run)
+    assert telemetry.events(job, "").rules == ()
+    verification.challenge(verification.finished_lease(job))
+    shown = {rule.rule: rule.result for rule in telemetry.events(Job.objects.get(pk=job.pk), "").rules}
+    assert shown["log-count"] == shown["log-chain"] == "pass"
+    assert "replay" not in shown
