@@ -98,11 +98,7 @@ FILE_UPLOAD_MAX_MEMORY_SIZE = 1 << 20
 DATA_UPLOAD_MAX_MEMORY_SIZE = 8 << 20  # bodies that are parsed; blobs and states are streamed past it
 DATA_UPLOAD_MAX_NUMBER_FILES = 4096
 
-CHANNEL_LAYERS: dict[str, dict[str, Any]] = {
-    "default": {"BACKEND": "channels.layers.InMemoryChannelLayer"}
-    if LABAPEX.channel_url is None
-    else {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [LABAPEX.channel_url]}}
-}
+CHANNEL_LAYERS = {"default": LABAPEX.channel_layer()}
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}
     if LABAPEX.channel_url is None

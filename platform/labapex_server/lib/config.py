@@ -101,6 +101,14 @@ class Config(BaseSettings):
             "CONN_HEALTH_CHECKS": True,
         }
 
+    def channel_layer(self) -> dict[str, Any]:
+        """Channels' description of the layer that carries hints between processes."""
+        if self.channel_url is None:
+            return {"BACKEND": "channels.layers.InMemoryChannelLayer"}
+        # It waits for 5 s at a time: redis-py's own limit for an answer is as long and would end every quiet wait.
+        host = {"address": self.channel_url, "socket_timeout": 15}
+        return {"BACKEND": "channels_redis.core.RedisChannelLayer", "CONFIG": {"hosts": [host]}}
+
     def embedded(self) -> bool:
         """Whether the pipeline lives in the web process."""
         return self.broker_url.startswith("memory://")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+from channels_redis.core import RedisChannelLayer
 
 from labapex.errors import UsageError
 from labapex_server.celery import make
@@ -22,6 +23,12 @@ def test_a_database_url_is_read_with_its_escapes() -> None:
 def test_an_unknown_database_is_named_in_the_error() -> None:
     with pytest.raises(UsageError, match="LABAPEX_DATABASE_URL"):
         Config(database_url="mysql://x").database()
+
+
+def test_a_quiet_channel_layer_is_not_taken_for_a_dead_one() -> None:
+    """A wait for a message that lasted as long as the limit for an answer ended in an error each time."""
+    (host,) = RedisChannelLayer(**Config(channel_url="redis://localhost/1").channel_layer()["CONFIG"]).hosts
+    assert host["socket_timeout"] > RedisChannelLayer.brpop_timeout
 
 
 @pytest.mark.parametrize("url", ["memory://", "redis://localhost/1", "amqp://guest:guest@localhost//"])
