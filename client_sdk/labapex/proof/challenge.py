@@ -67,10 +67,12 @@ def draw(
 
 
 def largest_updates(contract: Contract, leaves: Sequence[Leaf], top_q: int) -> set[int]:
-    """Of each epoch, the `top_q` segments with the largest claimed update norm; a norm that is not finite ranks first."""
+    """Of each epoch, the `top_q` segments with the largest claimed update norm, the earlier of equals first.
+
+    A norm that is not finite ranks first: where a run turned into NaN, all that follows is foretold."""
     per_epoch = contract.facts.iterations_per_epoch
     by_epoch: dict[int, list[tuple[float, int]]] = {}
     for before, after in itertools.pairwise(leaves):
         norm = math.inf if after.update_norm is None else after.update_norm
-        by_epoch.setdefault(before.step // per_epoch, []).append((norm, before.index))
-    return {index for ranked in by_epoch.values() for _, index in sorted(ranked, reverse=True)[:top_q]}
+        by_epoch.setdefault(before.step // per_epoch, []).append((-norm, before.index))
+    return {index for ranked in by_epoch.values() for _, index in sorted(ranked)[:top_q]}

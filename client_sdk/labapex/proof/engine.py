@@ -9,6 +9,7 @@ import platform
 from pathlib import Path
 
 import torch
+import torch._dynamo  # each optimizer asks for it: a second of imports, once here rather than in every forked run
 
 from labapex.errors import TrainingFailed
 from labapex.proof import preflight as _preflight

@@ -7,6 +7,7 @@ imported torch once but never computed with it: forking is safe only before torc
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,29 +25,31 @@ def isolated(function: Callable[[], dict[str, Any]], console: Path) -> dict[str,
 
     Raises `TrainingFailed` with the message of any error, or with the cause of the child's death.
     """
-    reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        _work(function, console, writer)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        data = pipe.read(MAX_RESULT + 1)
-    _, status = os.waitpid(child, 0)
+    # Not a pipe: the script's own children would inherit its end, and the parent would wait for them too.
+    with open(os.memfd_create("result"), "w+b") as answer:  # noqa: PTH123 - a descriptor, not a path
+        child = os.fork()
+        if child == 0:
+            _work(function, console, answer.fileno())
+        _, status = os.waitpid(child, 0)
+        answer.seek(0)
+        data = answer.read(MAX_RESULT + 1)
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         raise TrainingFailed(f"the script's process was ended by {name}; SIGKILL usually means that memory ran out")
     if len(data) > MAX_RESULT or not data:
         raise TrainingFailed(f"the script's process ended with code {os.waitstatus_to_exitcode(status)} and no result")
-    result: dict[str, Any] = json.loads(data)
+    try:
+        result: dict[str, Any] = json.loads(data)
+    except (ValueError, RecursionError):  # the script found the descriptor and wrote to it
+        raise TrainingFailed("the script's process left a result that cannot be read") from None
     if "problem" in result:
         raise TrainingFailed(str(result["problem"]))
     return result
 
 
-def _work(function: Callable[[], dict[str, Any]], console: Path, writer: int) -> None:
+def _work(function: Callable[[], dict[str, Any]], console: Path, answer: int) -> None:
     """In the child: never returns."""
     code = 1
     try:
@@ -57,10 +60,12 @@ def _work(function: Callable[[], dict[str, Any]], console: Path, writer: int) ->
             result = function()
         except LabApexError as error:
             result = {"problem": str(error)[-20_000:]}
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(json.dumps(result).encode())
+        with open(answer, "wb") as file:
+            file.write(json.dumps(result).encode())
         code = 0
     finally:
+        for worker in multiprocessing.active_children():  # a loader's: nobody asks them for anything any more
+            worker.kill()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

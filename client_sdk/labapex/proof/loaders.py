@@ -62,6 +62,11 @@ class Pass:
     def __len__(self) -> int:
         return len(self.loader)
 
+    @property
+    def sampler(self) -> Any:
+        """What yields the indices: of a batch, or of one item after the other."""
+        return _plain_index_sampler.__get__(self.loader)
+
     def place(self) -> list[Any]:
         return [self.stream, self.number, self.position]
 
@@ -103,7 +108,7 @@ class Pass:
     def _order(self) -> Order:
         order: Order | None = self.loader.__dict__.get("_labapex_order")
         if order is None:
-            order = Order(_plain_index_sampler.__get__(self.loader), self)
+            order = Order(self.sampler, self)
             self.loader.__dict__["_labapex_order"] = order
         order.current = self
         return order
@@ -157,8 +162,7 @@ def pass_digests(each: Pass, number: int) -> Iterator[bytes]:
     """The batch digests of the whole pass `number` of a stream, from the seed alone, without touching the data."""
     seed = each.numbering.seed
     _seed_generators(each.loader, seed, each.stream, number)
-    sampler = _plain_index_sampler.__get__(each.loader)
-    for position, indices in enumerate(order(sampler, Stream(derive(seed, "order", each.stream, number)))):
+    for position, indices in enumerate(order(each.sampler, Stream(derive(seed, "order", each.stream, number)))):
         yield batch_digest(each.stream, number, position, indices)
 
 

@@ -22,6 +22,9 @@ class Watcher(Protocol):
     def left(self, loop: Loop) -> None:
         """`loop` ended, by whatever way."""
 
+    def reseed(self, step: int) -> None:
+        """Bring about the randomness that iteration `step` begins with."""
+
 
 class Loop:
     """A loop that runs. `count` is the number of turns begun."""
@@ -31,6 +34,7 @@ class Loop:
         self.name = name
         self.frame: FrameType | None = frame
         self.count = 0
+        self.began: int | None = None  # the iteration that the first turn was, where turns are iterations
         self.passes: list[Pass] = []
 
     def exit(self) -> None:
@@ -41,9 +45,9 @@ class Loop:
     def place(self) -> list[Any]:
         return [self.name, self.count, [p.place() for p in self.passes]]
 
-    def seek(self, count: int, passes: list[list[Any]]) -> bool:
-        """Go on as if `count` turns had begun. False where this loop cannot: it needs a fresh run."""
-        self.count = count
+    def seek(self, count: int, passes: list[list[Any]], began: int | None) -> bool:
+        """Go on as if `count` turns had begun, the first of them as iteration `began`. False where only a fresh run can."""
+        self.count, self.began = count, began
         return True
 
 
@@ -79,11 +83,12 @@ class Each(Loop):
         self.count += 1
         return item
 
-    def seek(self, count: int, passes: list[list[Any]]) -> bool:
+    def seek(self, count: int, passes: list[list[Any]], began: int | None) -> bool:
         numbering = self.watcher.numbering
         again = not isinstance(self.iterable, Iterator)
-        if not again and (count < self.count or (passes and self.count)):
+        if not again and self.count and (count < self.count or passes or began != self.began):
             return False  # a generator cannot go back
+        self.began = began
         kept = dict(numbering.passes)
         numbering.passes.update({stream: number for stream, number, _ in passes})
         if again:
@@ -95,6 +100,8 @@ class Each(Loop):
         try:
             with _Collecting(self):
                 while self.count < count:
+                    if began is not None and not numbering.skipping:
+                        self.watcher.reseed(began + self.count)  # the iterator may draw from it
                     next(self.iterator)
                     self.count += 1
         except StopIteration:

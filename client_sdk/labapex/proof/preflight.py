@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,14 +13,48 @@ from labapex.errors import LabApexError, TrainingFailed
 from labapex.proof.discover import Discovery
 from labapex.proof.isolate import isolated
 from labapex.proof.record import Recorder
-from labapex.proof.replay import Replayer, Segment
-from labapex.proof.runtime import Engine
+from labapex.proof.replay import Item, Replayer, Segment
+from labapex.proof.runtime import Engine, Finished
+from labapex.proof.sink import Sink
 from labapex.proof.state import State, first_difference
 from labapex.protocol.contract import Contract, Environment, ScriptFacts
 from labapex.protocol.records import Leaf
 from labapex.protocol.replay import PreflightReport, PreflightRequest
 
-LEAVES = 3  # 0, k and 2k: two segments are recorded and replayed
+_now = time.perf_counter  # the plain clock: the engine marks the script's
+FIRST = 2  # segments at the start that are recorded and replayed
+EDGES = 2  # epochs' ends that are tried too: a replay over the second finds what a fresh start of the first would hide
+PATIENCE = 10.0  # seconds of recording after which no epoch's end is waited for any more
+
+
+class Trial(Recorder):
+    """Records the first segments and, where they are not far, those round the ends of the first epochs."""
+
+    def __init__(self, contract: Contract, states: Path, sink: Sink) -> None:
+        super().__init__(contract, states, sink)
+        self.edges = edges(contract)
+        self.kept = {*range(FIRST + 1), *(e + n for e in self.edges for n in (-1, 0, 1))}
+        self.started = _now()
+        self.whole = False  # all that was to be recorded is
+
+    def boundary(self, engine: Engine, *, at_top: bool) -> None:
+        super().boundary(engine, at_top=at_top)
+        late = _now() - self.started > PATIENCE
+        self.whole = self.index == len(self.due)
+        if self.index > FIRST and (self.index > self.edges[-1] + 1 or self.whole or late):
+            self.whole = True
+            raise Finished
+
+    def _commit(self, index: int, step: int, state: State, losses: bytes, batches: str) -> None:
+        super()._commit(index, step, state, losses, batches)
+        if index not in self.kept:
+            (self.states / f"{index}.safetensors").unlink()
+
+
+def edges(contract: Contract) -> list[int]:
+    """The leaves at the ends of the first epochs."""
+    per_epoch = contract.facts.iterations_per_epoch
+    return [contract.leaf_steps().index(e * per_epoch) for e in range(1, min(EDGES, contract.epochs) + 1)]
 
 
 class _Notes:
@@ -69,7 +104,7 @@ def _preflight(request: PreflightRequest, folder: Path, console: Path, environme
     contract = _contract(request, facts)
     record = isolated(lambda: _record(contract, _fresh(folder, "record"), folder / "states"), console)
     leaves = [Leaf.model_validate(leaf) for leaf in record["leaves"]]
-    if len(leaves) < 2:
+    if not record["whole"]:
         raise TrainingFailed(
             f"the script ended after {len(record['times'])} iterations of {contract.iterations} (epochs x iterations per "
             "epoch). Make its own number of epochs follow the job's, for example with args: ['--epochs', '{epochs}']"
@@ -127,37 +162,49 @@ def _contract(request: PreflightRequest, facts: ScriptFacts) -> Contract:
 
 def _record(contract: Contract, root: Path, states: Path) -> dict[str, Any]:
     notes = _Notes()
-    recorder = Recorder(contract, states, notes, leaves=LEAVES)
+    recorder = Trial(contract, states, notes)
     Engine.under(contract, root, recorder).run(contract.threads)
     recorder.drain()
-    return {"times": notes.times, "leaves": [leaf.model_dump(mode="json") for leaf in notes.leaves]}
+    leaves = [leaf.model_dump(mode="json") for leaf in notes.leaves]
+    return {"times": notes.times, "leaves": leaves, "whole": recorder.whole}
 
 
 def _reproduces(contract: Contract, folder: Path, leaves: list[Leaf], console: Path) -> None:
-    """Replay each recorded segment in a fresh process. Raises `TrainingFailed` that names what differs."""
-    for leaf in leaves[:-1]:
-        scratch = _fresh(folder, f"replay.{leaf.index}").parent
-        (scratch / "states").symlink_to(folder / "states")
+    """Replay the recorded segments, the last one first, so that none is led to by the one before it.
 
-        def run(scratch: Path = scratch, leaf: Leaf = leaf) -> dict[str, Any]:
-            keep = scratch / "replayed.safetensors"
-            replayer = Replayer(contract, scratch, [Segment(leaf.index)], keep=keep)
-            Engine.under(contract, scratch / "work", replayer).run(contract.threads)
-            return replayer.result
+    Raises `TrainingFailed` that names what differs."""
+    edge = max([e for e in edges(contract) if e < len(leaves) - 1], default=0)
+    tried = sorted({n for n in (0, 1, edge - 1, edge) if 0 <= n < len(leaves) - 1}, reverse=True)
+    scratch = _fresh(folder, "replay").parent
+    (scratch / "states").symlink_to(folder / "states")
+    (scratch / "ends").mkdir()
 
+    def run() -> dict[str, Any]:
+        items: list[Item] = [Segment(n) for n in tried]
+        replayer = Replayer(contract, scratch, items, keep=scratch / "ends")
+        Engine.under(contract, scratch / "work", replayer).run(contract.threads)
+        return replayer.result
+
+    while tried:
         result = isolated(run, console)
-        expected = leaves[leaf.index + 1]
-        where = f"iterations {leaf.step} to {expected.step}"
         if result["initial"] != leaves[0].state:
             other = State.load(scratch / "initial.safetensors")
             name = first_difference(State.load(folder / "states" / "0.safetensors"), other)
             raise TrainingFailed(_irreproducible("its initial state", name))
+        start, stop = leaves[tried[0]], leaves[tried[0] + 1]
         if not result["segments"]:
-            raise TrainingFailed(_irreproducible(where, "the way to the training loop"))
-        if result["segments"][0]["state"] != expected.state:
-            recorded = State.load(folder / "states" / f"{expected.index}.safetensors")
-            name = first_difference(recorded, State.load(scratch / "replayed.safetensors"))
-            raise TrainingFailed(_irreproducible(where, name))
+            raise TrainingFailed(_irreproducible(_span(start, stop), "the way to the training loop"))
+        for segment in result["segments"]:
+            start, stop = leaves[segment["leaf"]], leaves[segment["leaf"] + 1]
+            if segment["state"] != stop.state:
+                recorded = State.load(folder / "states" / f"{stop.index}.safetensors")
+                name = first_difference(recorded, State.load(scratch / "ends" / f"{start.index}.safetensors"))
+                raise TrainingFailed(_irreproducible(_span(start, stop), name))
+        tried = tried[result["done"] :]
+
+
+def _span(start: Leaf, stop: Leaf) -> str:
+    return f"iterations {start.step} to {stop.step}"
 
 
 def _irreproducible(where: str, name: str | None) -> str:

@@ -27,14 +27,13 @@ _now = time.time  # the plain clock: the engine marks the script's
 
 
 class Recorder:
-    """The conductor of a recorded run. `leaves` limits how many leaves are made, for a preflight; None: all."""
+    """The conductor of a recorded run."""
 
-    def __init__(self, contract: Contract, states: Path, sink: Sink, leaves: int | None = None) -> None:
+    def __init__(self, contract: Contract, states: Path, sink: Sink) -> None:
         self.states = states
         self.sink = sink
-        self.due = contract.leaf_steps()[:leaves]
+        self.due = contract.leaf_steps()
         self.total = self.due[-1]
-        self.whole = leaves is None
         self.prev = digest(contract)
         self.index = 0
         self.losses: list[float] = []
@@ -50,8 +49,6 @@ class Recorder:
     def boundary(self, engine: Engine, *, at_top: bool) -> None:
         if self.index < len(self.due) and engine.step == self.due[self.index] and (at_top or engine.step == self.total):
             self._leaf(engine.capture())
-            if not self.whole and engine.step == self.total:
-                raise Finished
 
     def iteration(self, step: int, loss: float, batches: list[bytes]) -> None:
         self.losses.append(loss)

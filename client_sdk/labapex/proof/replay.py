@@ -77,7 +77,7 @@ class Replayer:
         self.items = items
         self.compare = compare or set()  # segments whose committed end state is at hand
         self.orders = orders  # derive the order of all batches too
-        self.keep = keep  # where the last replayed state is written
+        self.keep = keep  # a folder for replayed end states, named by the segment's leaf
         self.item: Item | None = None
         self.started = 0.0
         self.start: State | None = None
@@ -135,16 +135,18 @@ class Replayer:
 
     def _aim(self, engine: Engine, item: Evaluation) -> None:
         """Let the next turn be that of an iteration of the epoch that just ended, with the weights as they are now."""
-        loop = engine.current
+        loop, per_epoch = engine.current, self.contract.facts.iterations_per_epoch
         assert loop is not None
-        if self.contract.facts.has_loader:
-            loop.seek(item.iteration, [[s, item.epoch - 1, item.iteration] for s, _, _ in loop.place()[2]])
-        engine.pretend((item.epoch - 1) * self.contract.facts.iterations_per_epoch + item.iteration)
+        back = per_epoch - item.iteration
+        number = max(0, loop.count - back)
+        engine.aim(item.epoch * per_epoch - back - number, number)
 
     def _finish(self, engine: Engine) -> None:
         item = self.item
         if isinstance(item, Evaluation):
             self.result["evaluations"].append([item.epoch, self.losses[0] if self.losses else None])
+            while not self.losses and len(self.items) > 1 and _same_epoch(self.items[1], item):
+                self._done()  # the loop's condition forbids another turn: so it does for this epoch's other iterations
         elif isinstance(item, Segment):
             self.result["segments"].append(self._segment(engine, item))
         self._done()
@@ -158,7 +160,7 @@ class Replayer:
         assert self.start is not None
         after = engine.capture()
         if self.keep is not None:
-            after.save(self.keep)
+            after.save(self.keep / f"{item.leaf}.safetensors")
         measured = None
         if item.leaf in self.compare:
             claimed = State.load(self.folder / "states" / f"{item.leaf + 1}.safetensors")
@@ -183,11 +185,23 @@ class Replayer:
         loop = engine.current
         if not self.contract.facts.has_loader or loop is None or len(loop.passes) != 1:
             return None
+        if not _predictable(loop.passes[0].sampler):
+            return None
         steps: list[bytes] = []
         for epoch in range(self.contract.epochs):
             one_pass = [step_digest([d]) for d in pass_digests(loop.passes[0], epoch)]
             steps += one_pass[: self.contract.facts.iterations_per_epoch]
         return [batches_digest(steps[a:b]) for a, b in zip(self.steps, self.steps[1:], strict=False)]
+
+
+def _same_epoch(item: Item, other: Evaluation) -> bool:
+    return isinstance(item, Evaluation) and item.leaf == other.leaf
+
+
+def _predictable(sampler: Any) -> bool:
+    """Whether a sampler is of torch's own: one of the script's own may depend on what the script told it meanwhile."""
+    parts = [sampler, getattr(sampler, "sampler", None)]
+    return all(p is None or type(p).__module__.startswith("torch.utils.data.") for p in parts)
 
 
 def replay(*, request: ReplayRequest, folder: Path) -> ReplayReport:

@@ -35,7 +35,7 @@ from labapex.proof.liveness import live_names
 from labapex.proof.loops import Each, Enumerate, Loop, Turns, Zip
 from labapex.proof.randomness import derive, mix_in, seed_everything
 from labapex.proof.state import State
-from labapex.proof.walk import Capture, Memory, Restore
+from labapex.proof.walk import Capture, Memory, Restore, stale
 from labapex.protocol.contract import Contract
 
 L = TypeVar("L", bound=Loop)
@@ -52,7 +52,7 @@ class Conductor(Protocol):
         """A loop's top while it is not known which loop's turns are the iterations."""
 
     def boundary(self, engine: Engine, *, at_top: bool) -> None:
-        """`engine.step` iterations are complete. `at_top`: the loop may go on; else it was left."""
+        """`engine.step` iterations are complete. `at_top`: the loop may go on; else it is left, at this step or anew."""
 
     def iteration(self, step: int, loss: float, batches: list[bytes]) -> None:
         """Iteration `step` is complete: the sum of its losses, and the digests of the batches it took."""
@@ -83,6 +83,7 @@ class Engine:
         self.args = args
         self.seed = seed
         self.loop = loop
+        self.discovering = loop is None
         self.conductor = conductor
         self.step = 0
         self.memory = Memory(gradients)
@@ -178,6 +179,8 @@ class Engine:
         if self._bounded != self.step:
             self._bounded = self.step
             self.conductor.boundary(self, at_top=True)
+        if loop.count == 0:
+            loop.began = self.step
         self._begin_turn(self.step)
 
     def left(self, loop: Loop) -> None:
@@ -193,8 +196,8 @@ class Engine:
         if self._turning and self._losses:
             self._complete()  # left by `break` after a whole iteration
         self._turning = False
-        if self._bounded != self.step:
-            self.conductor.boundary(self, at_top=False)
+        self._bounded = self.step
+        self.conductor.boundary(self, at_top=False)
         self.current = None
 
     def _begin_turn(self, step: int) -> None:
@@ -202,6 +205,9 @@ class Engine:
         self._zeroed = False
         self.batches = []
         self._losses = []
+        self.reseed(step)
+
+    def reseed(self, step: int) -> None:
         seed_everything(derive(self.seed, "step", step))
 
     def _complete(self) -> None:
@@ -254,7 +260,8 @@ class Engine:
         if not self.memory.changed <= changed:
             return False  # what this process changed since its start, the state takes for untouched
         for loop, (_, count, passes) in zip(running, structure["loops"], strict=True):
-            if not loop.seek(count, passes):
+            began = int(structure["step"]) - count if loop is self.current else None
+            if not loop.seek(count, passes, began):
                 return False
         self.numbering.loaders = structure["loaders"]
         self.numbering.passes = {str(stream): int(number) for stream, number in structure["passes"]}
@@ -264,16 +271,29 @@ class Engine:
         if len(frames) != len(structure["frames"]):
             return False
         for n, (frame, nodes) in enumerate(zip(frames, structure["frames"], strict=True)):
-            _bind(frame, restore.variables(nodes, f"f{n}:{frame.f_code.co_qualname}", dict(frame.f_locals)))
+            live = self._live(frame)
+            _bind(frame, restore.variables(nodes, f"f{n}:{frame.f_code.co_qualname}", live), stale(live, nodes))
+        modules = self._modules()
         for name, nodes in structure["modules"].items():
-            module = sys.modules.get(name)
-            if module is None or not self._own(name):
+            if name not in modules:
                 raise MalformedInput(f"the script has no module {name}")
-            module.__dict__.update(restore.variables(nodes, name, module.__dict__))
+            names = sys.modules[name].__dict__
+            names.update(restore.variables(nodes, name, names))
+            for old in stale(modules[name], nodes):
+                del names[old]
         for n, (optimizer, node) in enumerate(zip(self._alive_optimizers(), structure["optimizers"], strict=True)):
             restore.node(node, f"optimizer.{n}", optimizer)
         self.pretend(int(structure["step"]))
         return True
+
+    def aim(self, begin: int, number: int) -> None:
+        """Let the next turn take what turn `number` of this run of the loop took, and be iteration `begin` + `number`."""
+        loop = self.current
+        assert loop is not None
+        back = loop.count - number
+        passes = [[stream, of, max(0, position - back)] for stream, of, position in loop.place()[2]]
+        loop.seek(number, passes, begin)
+        self.pretend(begin + number)
 
     def pretend(self, step: int) -> None:
         """Let the next turn be iteration `step`, as far as randomness goes, whatever state the variables are in."""
@@ -391,7 +411,7 @@ class Engine:
             self._zeroed = True
             if any(p.grad is not None for o in self._alive_optimizers() for g in o.param_groups for p in g["params"]):
                 self.gradients_survive = True
-                if self.loop is not None and not self.memory.gradients:
+                if not self.discovering and not self.memory.gradients:
                     raise TrainingFailed(
                         "gradients survive from one iteration to the next only late in this run: call zero_grad() in "
                         "each iteration, or accumulate from the first iteration on, so that the preflight sees it"
@@ -410,7 +430,10 @@ class Engine:
         self.conductor.stepped(self, optimizer)
 
 
-def _bind(frame: FrameType, values: dict[str, Any]) -> None:
-    """Assign local variables of a frame that is suspended in a call, cells included."""
-    frame.f_locals.update(values)
-    ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+def _bind(frame: FrameType, values: dict[str, Any], unbound: list[str]) -> None:
+    """Assign local variables of a frame that is suspended in a call, cells included, and unbind others."""
+    names = frame.f_locals  # each access reads the frame anew
+    names.update(values)
+    for name in unbound:
+        del names[name]
+    ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(1))

@@ -12,6 +12,7 @@ A node of the structure is JSON: null, true, a string, an integer, or one of
     {"d": [[k, v], ..]}    dictionary                      {"s": [..]}       set
     {"o": class, "a": {}}  object and its attributes       {"opt": class, ..} optimizer: state by parameter, groups
     {"fn": {}}             cells of a closure              {"pass": [..]}    position of a data loader's iterator
+    {"dl": {}}             a data loader's parts
     {"rng": kind, ..}      a generator's state
 The self-test at preflight decides whether this was enough for a script; the walk itself promises nothing.
 """
@@ -19,6 +20,7 @@ The self-test at preflight decides whether this was enough for a script; the wal
 from __future__ import annotations
 
 import hashlib
+import marshal
 import random
 import sys
 from collections import deque
@@ -37,11 +39,17 @@ from labapex.proof.loaders import Pass
 from labapex.proof.state import State
 
 KEEP: dict[str, Any] = {"keep": 1}
-_LIBRARY_CLASSES = ("torch.optim.", "torch.amp.", "torch.cuda.amp.", "torch.nn.", "argparse", "types", "collections")
+_LIBRARY_CLASSES = (
+    "torch.optim.", "torch.amp.", "torch.cuda.amp.", "torch.nn.", "torch.utils.data.", "argparse", "types", "collections",
+)  # fmt: skip
 _HOOKS = (
     "_forward_", "_backward_", "_state_dict_", "_load_state_dict_", "_optimizer_", "_zero_grad_", "_is_full_backward",
 )  # fmt: skip
-_SKIPPED_ATTRIBUTES = {"_non_persistent_buffers_set", "_per_optimizer_states", "_compiled_call_impl", "defaults"}
+_SKIPPED_ATTRIBUTES = {
+    "_non_persistent_buffers_set", "_per_optimizer_states", "_compiled_call_impl", "_torchdynamo_wrapper_id", "defaults",
+}  # fmt: skip
+_LOADER_PARTS = ("dataset", "sampler", "batch_sampler")
+_LARGE = 1024  # items from which a container that nobody touched is not stored
 _SAFE_INTEGER = 2**53 - 1
 _MAX_DEPTH = 200
 
@@ -81,7 +89,7 @@ def _token(value: Any) -> Any:
         return value, value._version
     if isinstance(value, np.ndarray):
         return value, _fingerprint(value)
-    return value
+    return value if isinstance(value, str | bytes) else _content(value)
 
 
 def _same(token: Any, value: Any) -> bool:
@@ -89,7 +97,19 @@ def _same(token: Any, value: Any) -> bool:
         return isinstance(token, tuple) and token[0] is value and token[1] == value._version
     if isinstance(value, np.ndarray):
         return isinstance(token, tuple) and token[0] is value and token[1] == _fingerprint(value)
+    if not isinstance(value, str | bytes):
+        return token is not None and token == _content(value)
     return token is value or (type(token) is type(value) and token == value)
+
+
+def _content(container: Any) -> bytes | None:
+    """A digest of a container's plain values; None where it holds others: then it is walked each time."""
+    try:
+        return hashlib.sha256(
+            marshal.dumps(container if type(container) in (list, dict, set) else list(container), 2)
+        ).digest()
+    except ValueError:
+        return None
 
 
 def _fingerprint(array: np.ndarray[Any, Any]) -> bytes:
@@ -119,15 +139,8 @@ class Capture:
         return State(structure, tensors, sorted(self.parameters))
 
     def variables(self, path: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """Nodes of a namespace. Underscored handles of the instrumentation and modules are no state."""
-        nodes: dict[str, Any] = {}
-        for name, value in variables.items():
-            if (name.startswith("__") and name.endswith("__")) or name.startswith(LOOP_PREFIX) or name == HANDLE:
-                continue
-            node = self.node(f"{path}/{name}", value)
-            if node != KEEP:
-                nodes[name] = node
-        return nodes
+        """Nodes of a namespace, those that are kept among them: a name that is not there is not bound."""
+        return {name: self.node(f"{path}/{name}", value) for name, value in variables.items() if _is_variable(name)}
 
     def node(self, path: str, value: Any, within: bool = False) -> Any:
         """The node of one value. `within`: inside a module or optimizer, where every tensor is stored."""
@@ -153,6 +166,10 @@ class Capture:
         handler = self._handler(value)
         if handler is None:
             return KEEP
+        if isinstance(value, list | dict | set | deque) and len(value) >= _LARGE and self.memory.unchanged(path, value):
+            return KEEP
+        if isinstance(value, tuple | frozenset):  # immutable: which of two equal ones it is makes no difference
+            return handler(path, value, within)
         self.seen[id(value)] = path
         self.alive.append(value)
         node = handler(path, value, within)
@@ -175,7 +192,7 @@ class Capture:
             (np.ndarray, self._array),
             (torch.optim.Optimizer, self._optimizer),
             (nn.Module, self._object),
-            ((torch.utils.data.Dataset, torch.utils.data.DataLoader), lambda p, v, w: KEEP),
+            (torch.utils.data.DataLoader, self._loader),
             (Pass, lambda p, v, w: {"pass": v.place()}),
             (dict, self._dict),
             (list, lambda p, v, w: {"l": self._items(p, v, w)}),
@@ -236,7 +253,11 @@ class Capture:
             for name, attribute in value.__dict__.items()
             if name not in _SKIPPED_ATTRIBUTES and not name.startswith(_HOOKS)
         }
-        return {"o": f"{type(value).__module__}:{type(value).__qualname__}", "a": attributes}
+        return {"o": _class_name(value), "a": attributes}
+
+    def _loader(self, path: str, value: torch.utils.data.DataLoader[Any], within: bool) -> Any:
+        """A loader itself is made anew; a data set or sampler of the script's own may have been told something meanwhile."""
+        return {"dl": {name: self.node(f"{path}/{name}", getattr(value, name)) for name in _LOADER_PARTS}}
 
     def _optimizer(self, path: str, value: torch.optim.Optimizer, within: bool) -> Any:
         states, groups = [], []
@@ -248,7 +269,8 @@ class Capture:
                 known = value.state.get(parameter, {})
                 slots = [[_key(k), self.node(f"{where}/{k}", v, True)] for k, v in known.items() if _plain_key(k)]
                 states.append([self.node(f"{where}/param", parameter, True), slots])
-        return {"opt": type(value).__qualname__, "state": states, "groups": groups}
+        sizes = [len(group["params"]) for group in value.param_groups]
+        return {"opt": type(value).__qualname__, "state": states, "groups": groups, "sizes": sizes}
 
     def _random_state(self, path: str, value: np.random.RandomState, within: bool) -> Any:
         name, keys, position, has_gauss, cached = value.get_state(legacy=True)
@@ -335,6 +357,9 @@ class Restore:
         if "p" in node:
             current.requires_grad_(True)
             current.grad = self.node(node["g"], f"{path}.grad", current.grad) if "g" in node else None
+        elif isinstance(current, nn.Parameter):  # frozen
+            current.requires_grad_(False)
+            current.grad = None
         return current
 
     def _items(self, node: dict[str, Any], path: str, current: Any) -> Any:
@@ -372,9 +397,8 @@ class Restore:
         return values
 
     def _object(self, node: dict[str, Any], path: str, current: Any) -> Any:
-        cls = self._class(node["o"], path)
-        if type(current) is not cls:
-            current = object.__new__(cls)
+        if _class_name(current) != node["o"]:
+            current = object.__new__(self._class(node["o"], path))
         self.met[path] = current
         there = current.__dict__
         values = {name: self.node(n, f"{path}/{name}", there.get(name)) for name, n in node["a"].items()}
@@ -397,17 +421,24 @@ class Restore:
     def _optimizer(self, node: dict[str, Any], path: str, current: Any) -> Any:
         if not isinstance(current, torch.optim.Optimizer) or type(current).__qualname__ != node["opt"]:
             raise MalformedInput(f"state entry {path} is an optimizer that the script does not have")
-        parameters = [(g, n, p) for g, group in enumerate(current.param_groups) for n, p in enumerate(group["params"])]
-        if len(parameters) != len(node["state"]) or len(current.param_groups) != len(node["groups"]):
-            raise MalformedInput(f"state entry {path}: the optimizer has other parameters")
-        for (g, n, parameter), (ours, slots) in zip(parameters, node["state"], strict=True):
+        sizes, there = node["sizes"], current.param_groups
+        if sum(sizes) != len(node["state"]) or len(sizes) != len(node["groups"]):
+            raise MalformedInput(f"state entry {path}: the optimizer's groups do not add up")
+        del there[len(sizes) :]
+        there.extend({"params": []} for _ in sizes[len(there) :])  # groups that the script added on its way
+        places = [(g, n) for g, size in enumerate(sizes) for n in range(size)]
+        before = [list(group["params"]) for group in there]
+        for group in there:
+            group["params"] = []
+        for (g, n), (ours, slots) in zip(places, node["state"], strict=True):
             where = f"{path}/{g}.{n}"
-            self.node(ours, f"{where}/param", parameter)
+            parameter = self.node(ours, f"{where}/param", before[g][n] if n < len(before[g]) else None)
+            there[g]["params"].append(parameter)
             known = current.state.get(parameter, {})
             values = {_unkey(k): self.node(v, f"{where}/{k}", known.get(_unkey(k))) for k, v in slots}
             if values or parameter in current.state:
                 current.state[parameter] = values
-        for g, (group, nodes) in enumerate(zip(current.param_groups, node["groups"], strict=True)):
+        for g, (group, nodes) in enumerate(zip(there, node["groups"], strict=True)):
             group.update({k: self.node(v, f"{path}/group.{g}/{k}", group.get(k)) for k, v in nodes.items()})
         return current
 
@@ -432,6 +463,11 @@ class Restore:
                 if name in cells:
                     there = cells[name].cell_contents if _filled(cells[name]) else None
                     cells[name].cell_contents = self.node(inner, f"{path}/{name}", there)
+        return current
+
+    def _loader(self, node: dict[str, Any], path: str, current: Any) -> Any:
+        for name in _LOADER_PARTS:
+            self.node(node["dl"][name], f"{path}/{name}", getattr(current, name))
         return current
 
     def _pass(self, node: dict[str, Any], path: str, current: Any) -> Any:
@@ -459,7 +495,22 @@ class Restore:
         "opt": _optimizer,
         "fn": _function,
         "pass": _pass,
+        "dl": _loader,
     }
+
+
+def _is_variable(name: str) -> bool:
+    """Not one of Python's own names, nor of the instrumentation's."""
+    return not (name.startswith("__") and name.endswith("__")) and not name.startswith(LOOP_PREFIX) and name != HANDLE
+
+
+def stale(variables: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
+    """Variables that were not bound yet when the state was captured."""
+    return [name for name in variables if name not in nodes and _is_variable(name)]
+
+
+def _class_name(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"
 
 
 def _plain_key(key: Any) -> bool:

@@ -1,0 +1,211 @@
+"""A laboratory: scripts run under the engine in processes of their own, because the engine patches its process.
+
+`Lab` is the test's end. It starts this file as a program that imports torch once and forks for each run, and asks it for
+preflights, recordings and replays, as JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from labapex.errors import TrainingFailed
+from labapex.proof.challenge import Opening, draw
+from labapex.proof.determinism import pin
+from labapex.proof.rules import Evidence
+from labapex.protocol.contract import Contract, ScriptFacts
+from labapex.protocol.records import Leaf
+from labapex.protocol.replay import PreflightReport, PreflightRequest, ReplayReport, ReplayRequest
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SOURCES = Path(__file__).parents[3] / "client_sdk"
+
+
+@dataclass
+class Recording:
+    """What a worker's log says of a run, and the folder with its states."""
+
+    contract: Contract
+    folder: Path
+    losses: list[float]
+    times: list[float]
+    leaves: list[Leaf]
+
+
+class Lab:
+    def __init__(self) -> None:
+        path = os.pathsep.join([str(SOURCES), *sys.path])
+        environment = {**os.environ, **pin(1), "PYTHONPATH": path}
+        command = [sys.executable, __file__]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+
+    def close(self) -> None:
+        self.process.communicate()
+
+    def ask(self, verb: str, folder: Path, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"verb": verb, "folder": str(folder), **request}) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
+        if "problem" in answer:
+            raise TrainingFailed(answer["problem"])
+        return answer["result"]  # type: ignore[no-any-return]
+
+    def preflight(
+        self, script: Path | str, folder: Path, *, epochs: int = 3, per_epoch: int | None = None, every: int = 4
+    ) -> PreflightReport:
+        """Try a script: a file, or its text."""
+        place(script, folder)
+        request = PreflightRequest(
+            script="train.py",
+            args=(),
+            epochs=epochs,
+            iterations_per_epoch=per_epoch,
+            checkpoint_every=every,
+            threads=1,
+            seed="a" * 64,
+        )
+        return PreflightReport.model_validate(self.ask("preflight", folder, request=request.model_dump(mode="json")))
+
+    def record(self, contract: Contract, folder: Path) -> Recording:
+        """Record a whole run of the script in `folder`/work. Raises `TrainingFailed`."""
+        shutil.rmtree(folder / "states", ignore_errors=True)
+        answer = self.ask("train", folder, contract=contract.model_dump(mode="json"))
+        leaves = [Leaf.model_validate(leaf) for leaf in answer["leaves"]]
+        return Recording(contract, folder, answer["losses"], answer["times"], leaves)
+
+    def replay(self, recording: Recording, opening: Opening) -> ReplayReport:
+        request = ReplayRequest(
+            contract=recording.contract,
+            segments=opening.segments,
+            compare=opening.compare,
+            evaluations=opening.evaluations,
+            digests={n: recording.leaves[n].state for n in opening.indices},
+        )
+        return ReplayReport.model_validate(
+            self.ask("replay", recording.folder, request=request.model_dump(mode="json"))
+        )
+
+
+def place(script: Path | str, folder: Path) -> None:
+    (folder / "work").mkdir(parents=True, exist_ok=True)
+    text = script.read_text() if isinstance(script, Path) else script
+    (folder / "work" / "train.py").write_text(text)
+
+
+def contract(facts: ScriptFacts, *, epochs: int = 3, every: int = 4, seed: str = "b" * 64) -> Contract:
+    return Contract(
+        job=UUID(int=1),
+        lease=UUID(int=2),
+        seed=seed,
+        code="0" * 64,
+        data="0" * 64,
+        script="train.py",
+        args=(),
+        epochs=epochs,
+        checkpoint_every=every,
+        threads=1,
+        facts=facts,
+    )
+
+
+def challenge(recording: Recording, *, segments: int = 3, ends: bool = False) -> Opening:
+    return draw(
+        recording.contract,
+        recording.leaves,
+        audit_segments=segments,
+        top_q=1,
+        pev_percent=20,
+        random=random.Random(7),
+        ends=ends,
+    )
+
+
+def window(leaf: int) -> Opening:
+    """One segment, and nothing else."""
+    return Opening(indices=(leaf,), segments=(leaf,), evaluations=(), compare=())
+
+
+def evidence(recording: Recording, opening: Opening, report: ReplayReport) -> Evidence:
+    """What the platform would know after an honest lease on a host of the verifier's class."""
+    return Evidence(
+        contract=recording.contract,
+        losses=recording.losses,
+        times=recording.times,
+        samples=[],
+        leaves=recording.leaves,
+        leaf_received_at=[float(leaf.index) for leaf in recording.leaves],
+        chain_problem=None,
+        replay=report,
+        opening_problem=None,
+        worker_environment=report.environment,
+        verifier_environment=report.environment,
+        top_q=1,
+        pev_percent=20,
+        asked=opening.segments,
+    )
+
+
+# -- the other end -----------------------------------------------------------------------------------------------------
+
+
+class _Notes:
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.times: list[float] = []
+        self.leaves: list[Any] = []
+
+    def iteration(self, step: int, loss: float, at: float) -> None:
+        assert step == len(self.losses)
+        self.losses.append(loss)
+        self.times.append(at)
+
+    def leaf(self, leaf: Leaf) -> None:
+        self.leaves.append(leaf.model_dump(mode="json"))
+
+
+def _answer(request: dict[str, Any]) -> dict[str, Any]:
+    from labapex.proof import engine
+    from labapex.proof.isolate import isolated
+
+    folder = Path(request["folder"])
+    if request["verb"] == "preflight":
+        asked = PreflightRequest.model_validate(request["request"])
+        return engine.preflight(request=asked, folder=folder).model_dump(mode="json")
+    if request["verb"] == "replay":
+        wanted = ReplayRequest.model_validate(request["request"])
+        return engine.replay(request=wanted, folder=folder).model_dump(mode="json")
+
+    def train() -> dict[str, Any]:
+        notes = _Notes()
+        engine.train(contract=Contract.model_validate(request["contract"]), folder=folder, sink=notes)
+        return vars(notes)
+
+    return isolated(train, folder / "train.log")
+
+
+def _serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            answer: dict[str, Any] = {"result": _answer(json.loads(line))}
+        except TrainingFailed as error:
+            answer = {"problem": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()
