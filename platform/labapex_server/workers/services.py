@@ -19,7 +19,7 @@ from labapex_server.workers.models import EnrolmentCode, Worker
 
 def new_code(owner: User) -> tuple[str, datetime]:
     """A code that enrols one host of this owner, and until when."""
-    code = secrets.token_urlsafe(18)
+    code = secrets.token_hex(16)  # typed on a command line, where a leading "-" would make it a flag
     expires = clock.after(settings.LABAPEX.enrolment_seconds)
     EnrolmentCode.objects.create(digest=_digest(code), owner=owner, created_at=clock.now(), expires_at=expires)
     return code, expires

@@ -24,6 +24,12 @@ def test_a_code_enrols_one_host_of_the_one_who_asked_for_it(host: User) -> None:
         workers.enrol(code, "second", KEY[::-1])
 
 
+def test_a_code_can_be_typed_as_an_argument_and_is_never_taken_for_a_flag(host: User) -> None:
+    codes = [workers.new_code(host)[0] for _ in range(200)]
+    assert all(code.isalnum() for code in codes)
+    assert len(set(codes)) == 200
+
+
 def test_a_late_or_invented_code_enrols_nothing(host: User) -> None:
     code, _ = workers.new_code(host)
     EnrolmentCode.objects.update(expires_at=clock.now() - timedelta(seconds=1))
