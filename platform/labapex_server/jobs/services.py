@@ -65,8 +65,9 @@ def submit(owner: User, *, request: JobRequest, idempotency_key: str | None = No
     _check_bundle(spec, bundle)
     _check_blobs(owner, bundle)
     if spec.budget_micro < spec.epochs:
-        raise Refused(
-            f"budget: {spec.budget} credits for {spec.epochs} epochs is less than the smallest price; raise it"
+        raise NotEnoughCredit(
+            f"budget too small: {ledger.credits_text(spec.budget_micro)} credits for {spec.epochs} epochs is less than"
+            " the smallest price; raise it"
         )
     available = ledger.balance(ledger.account_of(owner)).available
     if available < spec.budget_micro:

@@ -32,6 +32,11 @@ def test_a_submitted_job_waits_for_its_preflight_and_holds_no_money_yet(research
     assert view.url.endswith(f"/jobs/{job.pk}/")
 
 
+def test_a_budget_under_the_smallest_price_is_refused_for_its_money(researcher: User) -> None:
+    with pytest.raises(NotEnoughCredit, match="budget too small"):
+        submitted(researcher, epochs=3, budget="0.000002")
+
+
 def test_a_budget_over_the_credit_is_refused(researcher: User, host: User) -> None:
     with pytest.raises(NotEnoughCredit, match="100 are available"):
         submitted(researcher, budget="100.000001")
