@@ -39,6 +39,7 @@ __all__ = [
     "expire_silent",
     "fail",
     "finish",
+    "forgive_silence",
     "heartbeat",
     "lease",
     "reconcile",
@@ -243,6 +244,13 @@ def give_up(lease: Lease, reason: str) -> bool:
             return False
         _requeue(lease, f"{lease.worker.name}: {reason}")
         return True
+
+
+def forgive_silence() -> int:
+    """The platform itself was away and could hear nobody: workers have the usual time from now on. Returns how many had less."""
+    until = clock.after(settings.LABAPEX.lease_seconds)
+    waiting = Lease.objects.filter(state__in=(LeaseState.GRANTED.value, LeaseState.RUNNING.value))
+    return waiting.filter(expires_at__lt=until).update(expires_at=until)
 
 
 def release_ended() -> int:

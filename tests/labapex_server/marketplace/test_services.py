@@ -149,6 +149,15 @@ def test_heartbeats_keep_a_lease_and_silence_ends_it(rig: Host, researcher: User
     assert "fell silent" in job.reason
 
 
+def test_workers_are_not_blamed_for_a_silence_of_the_platforms_own(rig: Host, researcher: User) -> None:
+    run = a_run(queued_job(researcher), rig)
+    silence(run.lease)
+    assert marketplace.forgive_silence() == 1
+    assert marketplace.expire_silent(clock.now()) == 0
+    silence(run.lease)
+    assert marketplace.expire_silent(clock.now()) == 1
+
+
 def test_another_workers_heartbeat_does_not_keep_a_lease(rig: Host, cheat: User, researcher: User) -> None:
     run = a_run(queued_job(researcher), rig)
     silence(run.lease)

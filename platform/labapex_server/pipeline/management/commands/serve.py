@@ -21,6 +21,7 @@ from labapex_server.ledger import services as ledger
 from labapex_server.lib import keys
 from labapex_server.lib.config import ROOT
 from labapex_server.lib.files import secret_file
+from labapex_server.marketplace import services as marketplace
 
 
 class Command(BaseCommand):
@@ -39,6 +40,7 @@ class Command(BaseCommand):
         keys.manifest_key(), keys.verdict_key(), keys.wrap(b"", "first use")
         login = _first_login()
         _build_runner()
+        marketplace.forgive_silence()
         embedded = settings.LABAPEX.embedded() and not options["no_pipeline"]
         pipeline = _pipeline() if embedded else None
         self.stdout.write(f"Lab Apex at {settings.LABAPEX.public_url}")
