@@ -105,13 +105,20 @@ def test_a_budget_over_the_balance(stack: Stack, tmp_path: Path) -> None:
     assert "top up the account" in said.error
 
 
-# -- refused by the preflight, before money is held --------------------------------------------------------------------
-
-
-def test_a_budget_that_is_too_small(stack: Stack, tmp_path: Path) -> None:
+def test_a_budget_of_less_than_the_smallest_price(stack: Stack, tmp_path: Path) -> None:
     said = hand_in(stack, scripts.job(tmp_path / "job", budget=0.000001))
     assert said.code == 5
     assert "budget too small" in said.error
+
+
+# -- refused by the preflight, before money is held --------------------------------------------------------------------
+
+
+def test_a_budget_that_no_worker_would_work_for(stack: Stack, tmp_path: Path) -> None:
+    said = hand_in(stack, scripts.job(tmp_path / "job", pause=0.05, budget=0.0001))  # 30 x 50 ms come to 0.0004
+    assert said.code == 5
+    assert "budget too small: 3 epochs of 10 iterations" in said.error
+    assert "the budget is 0.0001: raise it" in said.error
     refused(said)
 
 
@@ -127,7 +134,9 @@ def test_a_script_that_raises_shows_its_own_traceback(stack: Stack, tmp_path: Pa
 
 def test_a_script_that_does_not_reproduce_itself(stack: Stack, tmp_path: Path) -> None:
     folder = change(
-        scripts.job(tmp_path / "job"), "model(x), y)", "model(x + int.from_bytes(__import__('os').urandom(1)) / 256), y)"
+        scripts.job(tmp_path / "job"),
+        "model(x), y)",
+        "model(x + int.from_bytes(__import__('os').urandom(1)) / 256), y)",
     )
     said = hand_in(stack, folder)
     assert said.code == 100
@@ -137,17 +146,10 @@ def test_a_script_that_does_not_reproduce_itself(stack: Stack, tmp_path: Path) -
 
 
 def test_a_script_that_ends_before_a_replay_can_be_tried(stack: Stack, tmp_path: Path) -> None:
-    folder = change(scripts.job(tmp_path / "job"), "time.sleep(args.pause)", "raise SystemExit")
-    said = hand_in(stack, folder)
+    leave = "args.iterations -= 1\n        if args.iterations < 27:\n            raise SystemExit"
+    said = hand_in(stack, change(scripts.job(tmp_path / "job"), "time.sleep(args.pause)", leave))
     assert said.code == 100
     assert f"of {scripts.ITERATIONS}" in said.error
-    refused(said)
-
-
-def test_a_declaration_that_the_loader_contradicts(stack: Stack, tmp_path: Path) -> None:
-    said = hand_in(stack, scripts.job(tmp_path / "job", iterations_per_epoch=20))
-    assert said.code == 100
-    assert "iterations_per_epoch: 20 was declared, and the script does 10" in said.error
     refused(said)
 
 
@@ -155,9 +157,9 @@ def test_a_declaration_that_the_loader_contradicts(stack: Stack, tmp_path: Path)
 
 
 def test_a_script_with_fewer_iterations_than_declared(stack: Stack, tmp_path: Path) -> None:
-    folder = change(scripts.job(tmp_path / "job"), "range(args.epochs)", "range(args.epochs - 1)")
     with stack.worker("short"):
-        said = hand_in(stack, folder)
+        said = hand_in(stack, scripts.job(tmp_path / "job", iterations_per_epoch=20))
     assert said.code == 100
-    assert f"20 of {scripts.ITERATIONS}" in said.error
+    assert "the script ended after 30 iterations; the job's terms are 60" in said.error
+    assert "Traceback" not in said.err
     assert (said.summary["state"], said.summary["paid"], said.summary["refunded"]) == ("failed", 0, 10_000_000)

@@ -38,9 +38,9 @@ def database_url(url: str, name: str) -> str:
     return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
 
 
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[str]:
-    """The URL of a database that is made for this module and dropped after it."""
+@contextmanager
+def own_database() -> Iterator[str]:
+    """The URL of a database that is made for one platform and dropped after it."""
     name = f"labapex_e2e_{uuid.uuid4().hex}"
     try:
         server = psycopg.connect(DATABASE, autocommit=True, connect_timeout=5)
@@ -85,15 +85,13 @@ def own_queue(queue: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
-def services(
-    request: pytest.FixtureRequest, postgresql: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stack]:
+def services(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A platform on PostgreSQL with this broker; live updates go through Redis in both."""
     folder = tmp_path_factory.mktemp(f"on-{request.param}")
     queue = f"labapex-e2e-{uuid.uuid4()}"
-    with own_redis() as cache, own_queue(queue) as rabbitmq:
+    with own_database() as database, own_redis() as cache, own_queue(queue) as rabbitmq:
         settings = {
-            "LABAPEX_DATABASE_URL": postgresql,
+            "LABAPEX_DATABASE_URL": database,
             "LABAPEX_CHANNEL_URL": cache,
             "LABAPEX_BROKER_URL": cache if request.param == "redis" else rabbitmq,
             "LABAPEX_QUEUE": queue,

@@ -137,7 +137,9 @@ def _another(value: Any) -> Any:
         return value + 1
     if value in ("pass", "fail", "not-applicable"):
         return "fail" if value == "pass" else "pass"
-    return ("B" if value[0] == "A" else "A" if value[0] not in "0123456789abcdef" else "0" if value[0] != "0" else "1") + value[1:]
+    return (
+        "B" if value[0] == "A" else "A" if value[0] not in "0123456789abcdef" else "0" if value[0] != "0" else "1"
+    ) + value[1:]
 
 
 def test_a_loop_without_a_loader_is_verified(stack: Stack, digits: Run) -> None:
