@@ -52,6 +52,19 @@ def collect(folder: Path, spec: JobSpec, *, max_data_bytes: int = MAX_DATA_BYTES
     return LocalBundle(Bundle(code=code, data=data), files)
 
 
+def below(folder: Path, prefix: str) -> tuple[tuple[Part, ...], dict[str, Path]]:
+    """Every file below `folder` as a part whose path begins with `prefix`, and where it lies. Raises `UsageError`."""
+    paths = set(_walk(folder, folder))
+    if not paths:
+        raise UsageError(f"data: the folder '{folder}' holds no file")
+    _check_amount("data", paths, MAX_DATA_BYTES)
+    parts = _parts(folder, paths, {})
+    return (
+        tuple(part.model_copy(update={"path": f"{prefix}/{part.path}"}) for part in parts),
+        {f"{prefix}/{part.path}": folder / part.path for part in parts},
+    )
+
+
 def _data_folder(root: Path, spec: JobSpec) -> Path | None:
     if spec.data is None:
         return None

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from labapex.cli import account, jobs, results
+from labapex.cli import account, jobs, proofs, results
 from labapex.cli.output import one_line, say
 from labapex.errors import LabApexError
 
@@ -34,6 +34,8 @@ app.command()(jobs.stop)
 app.command()(results.pull)
 app.command()(results.verify)
 app.command()(results.receipts)
+app.command()(proofs.record)
+app.command()(proofs.replay)
 
 
 @app.callback(invoke_without_command=True)
