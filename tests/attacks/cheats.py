@@ -112,9 +112,12 @@ def half_batch(contract: Contract, folder: Path, sink: Sink) -> None:
 
     loaders.Pass.__next__ = half  # type: ignore[method-assign]
     if not contract.facts.has_loader:
-        torch.stack = lambda tensors, *args, **kwargs: plain_stack(  # type: ignore[assignment]
-            tensors[: len(tensors) // 2 + 1] if isinstance(tensors, list) else tensors, *args, **kwargs
-        )
+
+        def half_stack(tensors: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            kept = tensors[: len(tensors) // 2 + 1] if isinstance(tensors, list) else tensors
+            return plain_stack(kept, *args, **kwargs)
+
+        torch.stack = half_stack
     _run(Recorder, contract, folder, sink)
 
 

@@ -153,13 +153,31 @@ def test_a_script_that_ends_before_a_replay_can_be_tried(stack: Stack, tmp_path:
     refused(said)
 
 
+def test_a_script_with_fewer_iterations_than_declared(stack: Stack, tmp_path: Path) -> None:
+    said = hand_in(stack, scripts.job(tmp_path / "job", iterations_per_epoch=20))
+    assert said.code == 100
+    assert "the script ended after 30 iterations of 60" in said.error
+    assert "args: ['--epochs', '{epochs}']" in said.error
+    refused(said)
+
+
 # -- found out while training ------------------------------------------------------------------------------------------
 
 
-def test_a_script_with_fewer_iterations_than_declared(stack: Stack, tmp_path: Path) -> None:
+def test_a_script_that_stops_where_no_preflight_looks(stack: Stack, tmp_path: Path) -> None:
+    folder = change(scripts.job(tmp_path / "job", epochs=20), "range(args.epochs)", "range(args.epochs - 1)")
     with stack.worker("short"):
-        said = hand_in(stack, scripts.job(tmp_path / "job", iterations_per_epoch=20))
+        said = hand_in(stack, folder)
     assert said.code == 100
-    assert "the script ended after 30 iterations; the job's terms are 60" in said.error
-    assert "Traceback" not in said.err
+    assert "the script ended after 190 iterations; the job's terms are 200" in said.error
+    assert (said.summary["state"], said.summary["paid"], said.summary["refunded"]) == ("failed", 0, 10_000_000)
+
+
+def test_a_script_that_raises_where_no_preflight_looks(stack: Stack, tmp_path: Path) -> None:
+    raising = "loss.backward()\n        if epoch == 18:\n            raise KeyError('no such column')"
+    with stack.worker("raising"):
+        said = hand_in(stack, change(scripts.job(tmp_path / "job", epochs=20), "loss.backward()", raising))
+    assert said.code == 100
+    assert "KeyError: 'no such column'" in said.error
+    assert "raise KeyError('no such column')" in said.err
     assert (said.summary["state"], said.summary["paid"], said.summary["refunded"]) == ("failed", 0, 10_000_000)

@@ -14,7 +14,7 @@ from labapex.protocol.verdict import Verdict
 
 pytestmark = pytest.mark.e2e
 
-PAUSE = 0.15  # seconds an iteration: long enough to be hit in the middle of it
+PAUSE = 0.1  # seconds an iteration: long enough to be hit in the middle of it
 
 
 def submit(stack: Stack, folder: Path) -> tuple[UUID, Command]:
