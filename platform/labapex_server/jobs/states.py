@@ -31,7 +31,7 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     },
     S.RUNNING: {
         S.CHALLENGED: "the log is complete and all commitments are fixed",
-        S.QUEUED: "the worker fell silent",
+        S.QUEUED: "the worker fell silent, stood still, or could not finish it",
         S.FAILED: "the script failed, or too many leases were lost",
         S.CANCELLED: "stopped by the client",
     },
