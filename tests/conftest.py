@@ -34,6 +34,31 @@ def django_db_modify_db_settings() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None) -> Iterator[None]:
+    """The transparency log refuses to be emptied, which a test's database has to be between two tests."""
+    from django.db import connection
+    from django.db.backends.base.operations import BaseDatabaseOperations
+
+    from labapex_server.transparency import guard
+
+    def execute(statements: list[str]) -> None:
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    empty = BaseDatabaseOperations.execute_sql_flush
+
+    def unguarded(operations: BaseDatabaseOperations, statements: list[str]) -> None:
+        execute(guard.drop(connection.vendor))
+        empty(operations, statements)
+        execute(guard.create(connection.vendor))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseDatabaseOperations, "execute_sql_flush", unguarded)
+        yield
+
+
 @pytest.fixture
 def home(tmp_path: Path, settings: Any) -> Path:
     """A fresh platform home: keys, blobs and opened states of this test lie there."""

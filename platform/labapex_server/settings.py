@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "labapex_server.marketplace",
     "labapex_server.telemetry",
     "labapex_server.verification",
+    "labapex_server.transparency",
     "labapex_server.api",
     "labapex_server.gateway",
     "labapex_server.web",

@@ -9,6 +9,8 @@ from django.db import models
 class User(AbstractUser):
     """A person. The same account may buy training, offer a host, or both."""
 
+    public_name = models.CharField(max_length=80, blank=True)  # in their certificates; empty: a pseudonym alone
+
 
 class Token(models.Model):
     """A program's key. Only the digest of its secret is kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
@@ -41,6 +41,7 @@ from labapex_server.ledger import services as ledger
 from labapex_server.lib import keys
 from labapex_server.lib.errors import Refused
 from labapex_server.telemetry import services as telemetry
+from labapex_server.verification import proofs
 from labapex_server.verification import services as verification
 from labapex_server.workers import services as workers
 
@@ -53,7 +54,8 @@ def _body(request: Request, model: type[M]) -> M:
     return parse(model, request._request.body, limit=SMALL)
 
 
-def _answer(message: Message, status: int = 200) -> HttpResponse:
+def answer(message: Message, status: int = 200) -> HttpResponse:
+    """A message as the body of a reply."""
     return HttpResponse(message.model_dump_json(), status=status, content_type="application/json")
 
 
@@ -62,7 +64,8 @@ def _user(request: Request) -> User:
     return request.user
 
 
-def _job(request: Request, job_id: UUID) -> Job:
+def own_job(request: Request, job_id: UUID) -> Job:
+    """The caller's job; another's does not exist for them (404)."""
     job = jobs.find(_user(request), job_id)
     if job is None:
         raise Http404
@@ -81,7 +84,7 @@ class Tokens(APIView):
         user = authenticate(request._request, username=login.username, password=login.password)
         if not isinstance(user, User):
             raise AuthenticationFailed("user name and password do not belong together")
-        return _answer(NewToken(token=accounts.issue_token(user, name=login.name)), 201)
+        return answer(NewToken(token=accounts.issue_token(user, name=login.name)), 201)
 
     def get_authenticate_header(self, request: Request) -> str:
         return "Token"  # so that a failed login is 401, not 403
@@ -92,7 +95,7 @@ class MeView(APIView):
     def get(self, request: Request) -> HttpResponse:
         user = _user(request)
         balance = ledger.balance(ledger.account_of(user))
-        return _answer(Me(username=user.get_username(), available=balance.available, held=balance.held))
+        return answer(Me(username=user.get_username(), available=balance.available, held=balance.held))
 
 
 class BlobView(APIView):
@@ -108,7 +111,7 @@ class BlobView(APIView):
 class Jobs(APIView):
     @extend_schema(parameters=[OpenApiParameter("cursor", str)], responses=JobPage)
     def get(self, request: Request) -> HttpResponse:
-        return _answer(pages.jobs(_user(request), cursor=request.query_params.get("cursor", "")))
+        return answer(pages.jobs(_user(request), cursor=request.query_params.get("cursor", "")))
 
     @extend_schema(
         request=JobRequest,
@@ -120,47 +123,62 @@ class Jobs(APIView):
         if key is not None and not 0 < len(key) <= 200:
             raise Refused("Idempotency-Key must have 1 to 200 characters")
         job = jobs.submit(_user(request), request=_body(request, JobRequest), idempotency_key=key)
-        return _answer(jobs.view(job), 201)
+        return answer(jobs.view(job), 201)
 
 
 class JobDetail(APIView):
     @extend_schema(responses=JobView)
     def get(self, request: Request, job: UUID) -> HttpResponse:
-        return _answer(jobs.view(_job(request, job)))
+        return answer(jobs.view(own_job(request, job)))
 
 
 class JobEvents(APIView):
     @extend_schema(parameters=[OpenApiParameter("cursor", str)], responses=Events)
     def get(self, request: Request, job: UUID) -> HttpResponse:
-        return _answer(telemetry.events(_job(request, job), request.query_params.get("cursor", "")))
+        return answer(telemetry.events(own_job(request, job), request.query_params.get("cursor", "")))
 
 
 class JobStop(APIView):
     @extend_schema(request=None, responses=JobView)
     def post(self, request: Request, job: UUID) -> HttpResponse:
-        return _answer(jobs.view(jobs.stop(_job(request, job))))
+        return answer(jobs.view(jobs.stop(own_job(request, job))))
 
 
 class JobVerdict(APIView):
     @extend_schema(responses=SignedVerdict)
     def get(self, request: Request, job: UUID) -> HttpResponse:
-        return _answer(verification.signed(_job(request, job)))
+        return answer(verification.signed(own_job(request, job)))
 
 
 class JobReceipt(APIView):
     @extend_schema(responses=Receipt)
     def get(self, request: Request, job: UUID) -> HttpResponse:
-        return _answer(receipts.receipt(_job(request, job)))
+        return answer(receipts.receipt(own_job(request, job)))
 
 
 class JobWeights(APIView):
     @extend_schema(responses={(200, "application/octet-stream"): bytes})
     def get(self, request: Request, job: UUID) -> HttpResponseBase:
-        path, digest = verification.weights(_job(request, job))
+        path, digest = verification.weights(own_job(request, job))
         response = StreamingHttpResponse(_chunks(path), content_type="application/octet-stream")
         response["Content-Length"] = str(path.stat().st_size)
         response["X-Labapex-Digest"] = digest
         return response
+
+
+class JobProof(APIView):
+    @extend_schema(responses={(200, "application/x-tar"): bytes})
+    def get(self, request: Request, job: UUID) -> HttpResponseBase:
+        size, parcel = proofs.stream(*proofs.prepare(own_job(request, job)))
+        response = StreamingHttpResponse(_pieces(parcel), content_type="application/x-tar")
+        response["Content-Length"] = str(size)
+        response["Content-Disposition"] = f'attachment; filename="proof-{job}.tar"'
+        return response
+
+
+async def _pieces(parcel: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(next, parcel, b""):
+        yield piece
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
@@ -182,11 +200,11 @@ class VerdictKey(APIView):
     @extend_schema(responses={200: {"type": "object", "properties": {"key_id": {}, "public_key": {}}}})
     def get(self, request: Request) -> HttpResponse:
         public = keys.verdict_public_key()
-        return _answer(receipts.PublicKey(key_id=keys.key_id(public), public_key=base64.b64encode(public).decode()))
+        return answer(receipts.PublicKey(key_id=keys.key_id(public), public_key=base64.b64encode(public).decode()))
 
 
 class Enrolments(APIView):
     @extend_schema(request=None, responses={201: EnrolmentCode})
     def post(self, request: Request) -> HttpResponse:
         code, expires = workers.new_code(_user(request))
-        return _answer(EnrolmentCode(code=code, expires_at=expires.timestamp()), 201)
+        return answer(EnrolmentCode(code=code, expires_at=expires.timestamp()), 201)

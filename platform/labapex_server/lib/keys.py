@@ -6,6 +6,7 @@ A copy of the database alone opens nothing: what is secret in it is wrapped unde
 from __future__ import annotations
 
 import hashlib
+import hmac
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -26,8 +27,13 @@ def manifest_key() -> bytes:
 
 
 def verdict_key() -> bytes:
-    """Private Ed25519 key that signs verdicts."""
+    """Private Ed25519 key that signs verdicts and certificates."""
     return _key("verdict", signing=True)
+
+
+def log_key() -> bytes:
+    """Private Ed25519 key that signs the heads of the transparency log, and nothing else."""
+    return _key("log", signing=True)
 
 
 def manifest_public_key() -> bytes:
@@ -36,6 +42,15 @@ def manifest_public_key() -> bytes:
 
 def verdict_public_key() -> bytes:
     return public_signing_key(verdict_key())
+
+
+def log_public_key() -> bytes:
+    return public_signing_key(log_key())
+
+
+def pseudonym(of: str) -> str:
+    """A lasting name that says nothing about whose it is without the key here: 32 hexadecimal digits."""
+    return hmac.new(_key("pseudonym"), of.encode(), hashlib.sha256).hexdigest()[:32]
 
 
 def key_id(public_key: bytes) -> str:

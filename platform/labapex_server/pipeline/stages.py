@@ -14,6 +14,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from django.conf import settings
+from django.db import transaction
 from django.db.models import F
 
 from labapex.errors import SandboxUnavailable
@@ -24,6 +25,7 @@ from labapex_server.jobs.models import Job
 from labapex_server.jobs.states import allowed
 from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
+from labapex_server.transparency import certificates
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import VerdictRecord
 
@@ -52,9 +54,13 @@ def verify(job: Job, beat: Beat) -> None:
     verification.verify(verification.finished_lease(job), beat=beat)
 
 
+@transaction.atomic
 def settle(job: Job, beat: Beat) -> None:
+    """Money moves, and the certificate of a verified job enters the public log: both or neither."""
     record = VerdictRecord.objects.select_related("lease__worker__owner").filter(job=job).latest("issued_at")
-    marketplace.settle(record.lease, Verdict.model_validate(record.document))
+    verdict = Verdict.model_validate(record.document)
+    if marketplace.settle(record.lease, verdict):
+        certificates.certify(record.lease, verdict)
 
 
 def work(job_id: UUID, state: JobState, stage: Callable[[Job, Beat], None]) -> bool:

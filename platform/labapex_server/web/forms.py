@@ -73,6 +73,18 @@ class TokenForm(Accessible):
     )
 
 
+class PublicNameForm(Accessible):
+    """Empty: none is published."""
+
+    name = forms.CharField(label="Name to publish", max_length=80, required=False)
+
+    def clean_name(self) -> str:
+        name: str = self.cleaned_data["name"]
+        if not name.isprintable():  # nothing that turns the text around it or hides in it
+            raise forms.ValidationError("Use printable characters only.")
+        return name
+
+
 class ManyFilesInput(forms.ClearableFileInput):
     allow_multiple_selected = True
 

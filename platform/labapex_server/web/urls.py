@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from django.contrib.auth import views as auth
-from django.urls import path
+from django.urls import path, re_path
 
-from labapex_server.web.views import account, billing, jobs, workers
+from labapex_server.web.views import account, billing, jobs, transparency, workers
 
 app_name = "web"
 urlpatterns = [
@@ -23,6 +23,10 @@ urlpatterns = [
     path("jobs/<uuid:job_id>/stop/", jobs.stop, name="stop-job"),
     path("jobs/<uuid:job_id>/verdict/", jobs.verdict, name="verdict"),
     path("jobs/<uuid:job_id>/verdict.json", jobs.verdict_json, name="verdict-json"),
+    path("jobs/<uuid:job_id>/certificate.json", transparency.certificate_json, name="certificate-json"),
+    path("transparency/", transparency.overview, name="transparency"),
+    path("transparency/name/", transparency.name, name="public-name"),
+    re_path(r"^transparency/claims/(?P<model>[0-9a-f]{64})/$", transparency.claims, name="claims"),
     path("workers/", workers.listing, name="workers"),
     path("workers/code/", workers.code, name="new-code"),
     path("billing/", billing.overview, name="billing"),

@@ -21,6 +21,7 @@ from labapex_server.jobs.models import Job
 from labapex_server.jobs.view import viewable
 from labapex_server.ledger import services as ledger
 from labapex_server.lib.errors import Refused
+from labapex_server.transparency import certificates
 from labapex_server.web import reads, words
 from labapex_server.web.forms import SubmitForm
 from labapex_server.web.views.common import PAGE, own_job, signed_in, user_of
@@ -130,7 +131,15 @@ def verdict(request: HttpRequest, job_id: UUID) -> HttpResponse:
     signed = reads.signed_verdict(job)
     if signed is None:
         raise Http404("this job has no verdict yet")
-    context = {"job": job, "signed": signed, "verdict": signed.verdict, "money": ledger.outcome(job.hold)}
+    record = certificates.record_of(job)
+    context = {
+        "job": job,
+        "signed": signed,
+        "verdict": signed.verdict,
+        "money": ledger.outcome(job.hold),
+        "record": record,
+        "certified": certificates.statement(record) if record else None,
+    }
     return render(request, "web/verdict.html", context)
 
 
