@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 from tests.labapex.memory_platform import TOKEN, URL, MemoryPlatform
+from tests.labapex.proof.forge import write_job
+
+from labapex import sandbox
 
 
 @pytest.fixture
@@ -39,4 +42,18 @@ def job_folder(tmp_path: Path) -> Path:
     (root / "labapex.yaml").write_text(
         'name: digits\nscript: train.py\ndata: data\nargs: ["--epochs", "{epochs}"]\nepochs: 3\nbudget: 10\n'
     )
+    return root
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a `job/`, and with the `proof/` that was recorded from it once: 2 epochs of 5, k = 2. Not to be changed."""
+    from labapex.cli import proofs
+
+    root = tmp_path_factory.mktemp("recorded")
+    script = write_job(root / "job")
+    with pytest.MonkeyPatch.context() as patch:
+        if sandbox.available() is not None:
+            patch.setenv(sandbox.UNCONFINED_SETTING, "1")
+        proofs.record(script, root / "proof", every=2, seed="a test", epochs=2)
     return root

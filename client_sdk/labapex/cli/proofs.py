@@ -96,7 +96,7 @@ def record(
         return
     typer.echo(f"{manifest.proof_root}  {out}")
     say(
-        f"{counted(done.contract.iterations, 'iteration')}, {counted(len(proof.leaves), 'leaf')}"
+        f"{counted(done.contract.iterations, 'iteration')}, {len(proof.leaves)} leaves"
         f", {size(sum(e.size for e in manifest.files))}; check it with `labapex verify {out}`"
     )
 
@@ -110,9 +110,12 @@ def verify_folder(
         terms = terms.model_copy(update={"audit_segments": audit})
     try:
         proof = folder.read(root)
-        own = sources.match(proof, script, data)
     except MalformedInput as error:
         _reject(root, "proof-folder", str(error), json)
+    try:
+        own = sources.match(proof, script, data)
+    except MalformedInput as error:
+        _reject(root, "sources", str(error), json)
     if own.borrowed:
         say(f"taken from the proof, because they do not lie beside your script: {', '.join(own.borrowed)}")
     states = {index: proof.state_path(index) for index in proof.states}

@@ -77,7 +77,6 @@ class Asked(Message):
     nonce: Digest  # 256 random bits that seeded the draw
     audit_segments: int = Field(ge=0)
     top_q: int = Field(ge=0)
-    pev_percent: float
     indices: tuple[int, ...] = Field(max_length=MAX_LEAVES)
     segments: tuple[int, ...] = Field(max_length=MAX_LEAVES)
     evaluations: tuple[EpochSample, ...] = Field(max_length=MAX_LEAVES)

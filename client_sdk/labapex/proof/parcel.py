@@ -29,7 +29,11 @@ def size(manifest: Manifest) -> int:
 
 
 def pack(manifest: Manifest, contents: Mapping[str, Content]) -> Iterator[bytes]:
-    """The parcel's bytes, a megabyte at a time. Raises `Tampered` where a file is no longer of its size."""
+    """The parcel's bytes in pieces that are never empty. Raises `Tampered` where a file is no longer of its size."""
+    return filter(None, _pieces(manifest, contents))
+
+
+def _pieces(manifest: Manifest, contents: Mapping[str, Content]) -> Iterator[bytes]:
     plain = canonical(manifest)
     yield header(MANIFEST, len(plain)) + plain + bytes(_padding(len(plain)))
     for entry in manifest.files:

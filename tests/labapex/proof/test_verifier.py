@@ -1,0 +1,309 @@
+"""A folder whose every digest fits still has to be the truth: what a cheat who knows the format is told."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.labapex.proof.forge import Forgery
+from tests.labapex.proof.lab import Lab
+
+from labapex.errors import LabApexError, MalformedInput, Tampered, UsageError
+from labapex.proof import folder, sources, verifier
+from labapex.proof.verifier import AuditPolicy, Replayed, parse_policy
+from labapex.protocol.replay import ReplayReport, ReplayRequest
+from labapex.protocol.verdict import Verdict, Weight
+
+Verify = Callable[..., Verdict]
+
+
+@pytest.fixture
+def replayed(lab: Lab, tmp_path: Path) -> Callable[[folder.Proof], Callable[[ReplayRequest], Replayed]]:
+    """Replays in the laboratory, which keeps torch warm; the command's own child has its tests with the command line."""
+
+    def prepare(proof: folder.Proof) -> Callable[[ReplayRequest], Replayed]:
+        def replay(request: ReplayRequest) -> Replayed:
+            scratch = tmp_path / "scratch"
+            shutil.rmtree(scratch, ignore_errors=True)
+            (scratch / "states").mkdir(parents=True)
+            (scratch / "work").mkdir()
+            sources.match(proof, None, proof.root.parent / "data").fill(scratch / "work")
+            for index in request.digests:
+                shutil.copy(proof.state_path(index), scratch / "states")
+            report = ReplayReport.model_validate(lab.ask("replay", scratch, request=request.model_dump(mode="json")))
+            weights = scratch / folder.WEIGHTS
+            return Replayed(report, hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None)
+
+        return replay
+
+    return prepare
+
+
+@pytest.fixture
+def verify(replayed: Callable[..., Callable[[ReplayRequest], Replayed]], recorded: Path, tmp_path: Path) -> Verify:
+    shutil.copytree(recorded / "job" / "data", tmp_path / "data")
+
+    def judge(root: Path, **policy: object) -> Verdict:
+        proof = folder.read(root)
+        terms = parse_policy(policy)
+        return verifier.verify(proof, policy=terms, random=random.SystemRandom(), replay=replayed(proof))
+
+    return judge
+
+
+@pytest.fixture
+def forged(recorded: Path) -> Forgery:
+    return Forgery.of(folder.read(recorded / "proof"))
+
+
+def here(proof: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(proof, tmp_path / "proof"))
+
+
+# -- honest ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_honest_proof_is_verified_and_every_rule_that_decides_has_passed(
+    verify: Verify, recorded: Path, tmp_path: Path
+) -> None:
+    verdict = verify(here(recorded / "proof", tmp_path))
+    assert (verdict.verdict, verdict.deciding_rule, verdict.replay_max_error) == ("verified", None, 0.0)
+    deciding = {rule.rule: rule.result for rule in verdict.rules if rule.weight is Weight.DECIDES}
+    assert set(deciding.values()) == {"pass"}
+    assert {"replay", "weights", "leaf-claims"} <= set(deciding)
+    assert verdict.cost.segments_replayed == 6
+    assert "all 6 segments" in verdict.detection
+
+
+def test_a_smaller_audit_replays_less_and_says_what_that_proves(verify: Verify, recorded: Path, tmp_path: Path) -> None:
+    verdict = verify(here(recorded / "proof", tmp_path), audit_segments=1, top_q=0)
+    assert verdict.verdict == "verified"
+    assert 2 <= verdict.cost.segments_replayed <= 3
+    assert "1 of 6 segments were drawn at random" in verdict.detection
+    assert "10%" in verdict.detection
+
+
+def test_what_a_platform_opened_is_replayed_and_the_rest_is_named(
+    verify: Verify, forged: Forgery, tmp_path: Path
+) -> None:
+    forged.origin, forged.weights = "platform", None
+    forged.states = {index: path for index, path in forged.states.items() if index in (0, 3, 6)}
+    verdict = verify(forged.write(tmp_path / "proof"))
+    assert verdict.verdict == "verified"
+    assert verdict.cost.segments_replayed == 2
+    assert "2 of 6 segments were replayed, of those that the platform had opened" in verdict.detection
+
+
+def test_a_platforms_folder_without_a_state_proves_nothing(verify: Verify, forged: Forgery, tmp_path: Path) -> None:
+    forged.origin, forged.weights, forged.states = "platform", None, {}
+    verdict = verify(forged.write(tmp_path / "proof"))
+    assert (verdict.verdict, verdict.deciding_rule) == ("rejected", "replay")
+
+
+# -- lies that fit -----------------------------------------------------------------------------------------------------
+
+
+def forge_a_loss(forged: Forgery) -> None:
+    forged.losses[3] *= 0.999
+
+
+def skip_the_last_segment(forged: Forgery) -> None:
+    forged.leaf(6, state=forged.leaves[5].state, size=forged.leaves[5].size)
+    forged.states[6] = forged.states[5]
+
+
+def claim_another_seed(forged: Forgery) -> None:
+    forged.terms(seed="0" * 64)
+
+
+def claim_another_learning_rate(forged: Forgery) -> None:
+    forged.terms(args=("--lr", "0.05"))
+
+
+def claim_other_batches(forged: Forgery) -> None:
+    forged.leaf(4, batches="1" * 64)
+
+
+def claim_a_smaller_update(forged: Forgery) -> None:
+    norm = forged.leaves[2].update_norm
+    assert norm is not None
+    forged.leaf(2, update_norm=norm / 2)
+
+
+def claim_that_the_first_leaf_is_none(forged: Forgery) -> None:
+    forged.leaf(0, update_norm=1.0)
+
+
+def do_nothing_on_another_class_of_host(forged: Forgery) -> None:
+    """Between classes digests may differ; doing nothing has a relative error of one."""
+    assert forged.environment is not None
+    forged.environment = forged.environment.model_copy(update={"device": "cuda: NVIDIA H200"})
+    skip_the_last_segment(forged)
+
+
+@pytest.mark.parametrize(
+    ("lie", "rule"),
+    [
+        (forge_a_loss, "point-loss"),
+        (skip_the_last_segment, "replay"),
+        (claim_another_seed, "initialisation"),
+        (claim_another_learning_rate, "initialisation|point-loss|replay"),
+        (claim_other_batches, "batch-order"),
+        (claim_a_smaller_update, "leaf-claims"),
+        (claim_that_the_first_leaf_is_none, "leaf-claims"),
+        (do_nothing_on_another_class_of_host, "point-loss|replay"),
+    ],
+    ids=lambda each: getattr(each, "__name__", each),
+)
+def test_a_lie_that_fits_all_digests_is_rejected_by_its_rule(
+    verify: Verify, forged: Forgery, tmp_path: Path, lie: Callable[[Forgery], None], rule: str
+) -> None:
+    lie(forged)
+    forged.rechain()
+    verdict = verify(forged.write(tmp_path / "proof"))
+    assert verdict.verdict == "rejected"
+    assert verdict.deciding_rule in rule.split("|"), verdict.reason
+
+
+def test_weights_of_another_step_are_not_the_proofs(verify: Verify, forged: Forgery, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    assert forged.weights is not None
+    plain = forged.weights.read_bytes()
+    other.write_bytes(plain[:-1] + bytes([plain[-1] ^ 1]))
+    forged.weights = other
+    verdict = verify(forged.write(tmp_path / "proof"))
+    assert (verdict.verdict, verdict.deciding_rule) == ("rejected", "weights")
+
+
+def test_a_state_that_is_not_the_committed_one_is_found_before_it_is_used(
+    verify: Verify, forged: Forgery, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.safetensors"
+    plain = forged.states[2].read_bytes()
+    other.write_bytes(plain[:-1] + bytes([plain[-1] ^ 1]))
+    forged.states[2] = other
+    verdict = verify(forged.write(tmp_path / "proof"))
+    assert (verdict.verdict, verdict.deciding_rule) == ("rejected", "opening")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(st.data())
+def test_a_leaf_that_was_changed_after_the_fact_breaks_the_chain_without_a_replay(
+    forged: Forgery, tmp_path: Path, data: st.DataObject
+) -> None:
+    leaves = list(forged.leaves)
+    index = data.draw(st.integers(0, len(leaves) - 2), label="leaf")
+    changes = {
+        "state": "1" * 64,
+        "batches": "1" * 64,
+        "losses": "1" * 64,
+        "prev": "1" * 64,
+        "step": leaves[index].step + 1,
+        "index": index + 1,
+        "update_norm": (leaves[index].update_norm or 0) + 1,
+    }
+    field = data.draw(st.sampled_from(sorted(changes)), label="field")
+    forged.leaf(index, **{field: changes[field]})
+    root = forged.write(tmp_path / "proof")
+
+    def never(request: ReplayRequest) -> Replayed:
+        raise AssertionError("there is nothing to replay")
+
+    proof = folder.read(root)
+    verdict = verifier.verify(proof, policy=AuditPolicy(), random=random.SystemRandom(), replay=never)
+    shutil.rmtree(root)
+    forged.leaves = leaves
+    assert (verdict.verdict, verdict.deciding_rule) == ("rejected", "log-chain")
+
+
+# -- sources, policy, spans --------------------------------------------------------------------------------------------
+
+
+def test_data_that_was_left_out_or_changed_is_named(recorded: Path, tmp_path: Path) -> None:
+    proof = folder.read(recorded / "proof")
+    data = Path(shutil.copytree(recorded / "job" / "data", tmp_path / "data"))
+    (data / "more.bin").write_bytes(b"more")
+    with pytest.raises(Tampered, match=r"more\.bin is not in the run's data"):
+        sources.match(proof, None, data)
+    (data / "more.bin").unlink()
+    (data / "points.bin").write_bytes(bytes(80))
+    with pytest.raises(Tampered, match=r"points\.bin differs"):
+        sources.match(proof, None, data)
+
+
+def test_a_verifiers_own_module_wins_over_the_proofs(recorded: Path, tmp_path: Path) -> None:
+    proof = folder.read(recorded / "proof")
+    job = Path(shutil.copytree(recorded / "job", tmp_path / "job"))
+    assert sources.match(proof, job / "train.py", None).borrowed == ()
+    (job / "net.py").write_text("def net(): ...")
+    with pytest.raises(Tampered, match=r"net\.py"):
+        sources.match(proof, job / "train.py", None)
+    (job / "net.py").unlink()
+    assert sources.match(proof, job / "train.py", None).borrowed == ("net.py",)
+
+
+def test_data_that_a_proof_needs_is_asked_for(recorded: Path) -> None:
+    with pytest.raises(UsageError, match="--data"):
+        sources.match(folder.read(recorded / "proof"), None, None)
+
+
+def test_files_that_stand_in_each_others_way_are_refused(recorded: Path, tmp_path: Path) -> None:
+    proof = folder.read(recorded / "proof")
+    found = sources.match(proof, None, recorded / "job" / "data")
+    clash = proof.files.code[0].model_copy(update={"path": "train.py/x.py"})
+    files = proof.files.model_copy(update={"code": (*reversed(proof.files.code), clash)})
+    contents = {**found.contents, "train.py/x.py": found.contents[proof.files.code[0].path]}
+    with pytest.raises(MalformedInput, match="in the way"):
+        sources.Sources("train.py", files, contents).fill(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("document", "says"),
+    [
+        ({"audit_segment": 3}, "did you mean 'audit_segments'"),
+        ({"weights": {"replai": "informs"}}, "did you mean 'replay'"),
+        ({"weights": {"replay": "maybe"}}, r"weights\.replay"),
+        ({"audit_segments": 0}, "audit_segments"),
+        ([], "JSON object"),
+    ],
+)
+def test_a_policy_with_a_mistake_is_answered_with_the_right_spelling(document: object, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_policy(document)
+
+
+def test_a_policy_may_not_let_a_run_pass_that_was_never_replayed(forged: Forgery, tmp_path: Path) -> None:
+    forged.origin, forged.weights, forged.states = "platform", None, {}
+    proof = folder.read(forged.write(tmp_path / "proof"))
+    lax = parse_policy({"weights": {"replay": "informs", "log-chain": "informs"}})
+
+    def never(request: ReplayRequest) -> Replayed:
+        raise AssertionError("nothing was opened")
+
+    verdict = verifier.verify(proof, policy=lax, random=random.SystemRandom(), replay=never)
+    assert verdict.verdict == "rejected"
+
+
+def test_a_stretch_begins_and_ends_at_leaves(recorded: Path) -> None:
+    proof = folder.read(recorded / "proof")
+    assert verifier.span(proof, start=4, steps=1).contract == proof.contract
+    assert verifier.span(proof, start=0, steps=10).contract.leaf_steps() == [0, 10]
+    with pytest.raises(UsageError, match="no leaf at step 3; the nearest are at"):
+        verifier.span(proof, start=3, steps=1)
+    with pytest.raises(UsageError, match="multiple of its length"):
+        verifier.span(proof, start=2, steps=4)
+
+
+def test_a_stretch_that_could_not_be_replayed_is_an_error_that_says_why(recorded: Path) -> None:
+    proof = folder.read(recorded / "proof")
+    stretch = verifier.span(proof, start=4, steps=1)
+    with pytest.raises(LabApexError, match="NameError"):
+        verifier.measure(proof, stretch, ReplayReport(problem="NameError: x"))
+    with pytest.raises(LabApexError, match="not the committed one"):
+        verifier.measure(proof, stretch, ReplayReport(mismatched=(2,)))
