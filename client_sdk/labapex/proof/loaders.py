@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, _utils
 from torch.utils.data._utils import fetch
 
 from labapex.proof.randomness import Stream, derive, keyed
@@ -194,6 +194,7 @@ def install(numbering: Numbering) -> None:
 
         return fetch_batch
 
+    _utils.MP_STATUS_CHECK_INTERVAL = 0.5  # seconds that a pass left half-way waits for its workers, in place of 5
     DataLoader.__init__ = init
     DataLoader.__iter__ = lambda self: Pass(self, numbering)  # type: ignore[assignment,return-value]
     DataLoader._index_sampler = property(index_sampler)  # type: ignore[assignment]

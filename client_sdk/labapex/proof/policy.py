@@ -19,6 +19,7 @@ WEIGHTS: dict[str, Weight] = {
     "batch-order": Weight.DECIDES,
     "point-loss": Weight.DECIDES,
     "replay": Weight.DECIDES,
+    "leaf-claims": Weight.DECIDES,
     "replay-top-q": Weight.INFORMS,
     "vmo": Weight.INFORMS,
     "pev": Weight.INFORMS,

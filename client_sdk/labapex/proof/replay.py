@@ -274,7 +274,7 @@ def _reference(contract: Contract, folder: Path) -> float | None:
 def _matches(folder: Path, leaf: int, digest: str) -> bool:
     try:
         return State.load(folder / "states" / f"{leaf}.safetensors").digest() == digest
-    except (MalformedInput, ValueError):
+    except MalformedInput:
         return False
 
 

@@ -30,6 +30,8 @@ MEMORY_STEP = 0.05  # LAB 2.1, "approximately 0": largest late change as a share
 FEWEST_SAMPLES = 8
 DELTA = 0.01  # JIA VI-C: two magnitudes below the reference distance
 RELATIVE_DELTA = 0.02  # between different classes of hosts, k <= 5, moderate learning rate
+NORM_TOLERANCE = 1e-6  # relative: a sum of squares may be taken in another order
+_NOTHING = hashlib.sha256(b"").hexdigest()  # `Leaf.batches` of the first leaf
 POINT_LOSS_DELTA = 1e-6  # between different classes of hosts, relative to the loss
 
 Outcome = tuple[float | str | None, float | str | None, Literal["pass", "fail", "not-applicable"], str]
@@ -216,6 +218,24 @@ def replay(evidence: Evidence) -> Outcome:
     return _finite(worst), RELATIVE_DELTA, _passes(worst <= RELATIVE_DELTA), detail
 
 
+def leaf_claims(evidence: Evidence) -> Outcome:
+    """Ours. What leaves say beside their states: norms of updates that were replayed exactly, and all of the first leaf.
+
+    An understated norm would hide a segment from `replay-top-q`. Value: leaves that say something else. Cannot see the
+    norms of segments that were not replayed."""
+    if not evidence.leaves or evidence.replay is None:
+        return None, 0.0, "not-applicable", "nothing was replayed"
+    first = evidence.leaves[0]
+    wrong = [] if first.update_norm == 0.0 and first.batches == _NOTHING else [0]
+    for segment in evidence.replay.segments:
+        if _leaf_is(evidence, segment.leaf + 1, state=segment.state):
+            claimed = evidence.leaves[segment.leaf + 1].update_norm
+            if not _near(claimed, segment.update_norm):
+                wrong.append(segment.leaf + 1)
+    detail = f"leaves {_few(wrong)} claim other updates than those that took place" if wrong else ""
+    return float(len(wrong)), 0.0, _passes(not wrong), detail
+
+
 def replay_top_q(evidence: Evidence) -> Outcome:
     """JIA Algorithm 2. Distance of the Q largest updates of each epoch, l2 over d_ref, against delta = 0.01.
 
@@ -306,6 +326,7 @@ RULES: dict[str, Callable[[Evidence], Outcome]] = {
     "batch-order": batch_order,
     "point-loss": point_loss,
     "replay": replay,
+    "leaf-claims": leaf_claims,
     "replay-top-q": replay_top_q,
     "vmo": vmo,
     "pev": pev,
@@ -335,6 +356,12 @@ def _l2(evidence: Evidence, segment: SegmentReport) -> float | None:
     if _leaf_is(evidence, segment.leaf + 1, state=segment.state):
         return 0.0
     return segment.distances.l2 if segment.distances is not None else None
+
+
+def _near(claimed: float | None, found: float | None) -> bool:
+    if claimed is None or found is None:
+        return claimed is found
+    return math.isclose(claimed, found, rel_tol=NORM_TOLERANCE, abs_tol=0.0)
 
 
 def _difference(a: float, b: float) -> float:

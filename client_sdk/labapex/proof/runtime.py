@@ -248,7 +248,7 @@ class Engine:
         """
         try:
             return self._restore(state)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
             raise MalformedInput(f"the state does not fit the script: {type(error).__name__}: {error}") from error
 
     def _restore(self, state: State) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +38,11 @@ class State:
     parameters: list[str] = field(default_factory=list)
 
     def digest(self) -> str:
-        """The Merkle root over header and chunks, in hexadecimal."""
-        return merkle.root(self._chunks()).hex()
+        """The Merkle root over header and chunks, in hexadecimal. Raises `MalformedInput` for what JSON cannot spell."""
+        try:
+            return merkle.root(self._chunks()).hex()
+        except (ValueError, RecursionError) as error:  # NaN, integers over 2^53, lone surrogates, endless nesting
+            raise MalformedInput(f"the state's structure has no canonical form: {type(error).__name__}") from None
 
     def size(self) -> int:
         """Bytes of all tensors."""
@@ -69,9 +73,10 @@ class State:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             structure, parameters = json.loads(metadata["structure"]), json.loads(metadata["parameters"])
-        except (safetensors.SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
+        except (safetensors.SafetensorError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
             raise MalformedInput(f"{path.name} is not a state file: {type(error).__name__}: {error}") from None
-        if not isinstance(structure, dict) or not isinstance(parameters, list) or not set(parameters) <= set(tensors):
+        named = isinstance(parameters, list) and all(isinstance(n, str) and n in tensors for n in parameters)
+        if not named or not isinstance(structure, dict):
             raise MalformedInput(f"{path.name} is not a state file: its metadata is malformed")
         return cls(structure, tensors, parameters)
 
@@ -91,7 +96,13 @@ def losses_digest(column: bytes) -> str:
 
 def parameter_change(before: State, after: State) -> float | None:
     """||W_after - W_before||_2 over the trained parameters; None where it is not finite or their shapes differ."""
-    return _norm(_flat(after, after.parameters) - _flat(before, after.parameters)) if _alike(before, after) else None
+    if not _alike(before, after):
+        return None
+    squares = [
+        float(torch.linalg.vector_norm(after.tensors[n].double() - before.tensors[n].double()).square())
+        for n in after.parameters
+    ]
+    return _finite(math.fsum(squares) ** 0.5) if all(map(math.isfinite, squares)) else None
 
 
 def distances(*, claimed: State, replayed: State, start: State) -> Distances:

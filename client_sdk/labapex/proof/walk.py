@@ -8,7 +8,7 @@ first iteration (the data, as tensors or text) are left out too, by object ident
 A node of the structure is JSON: null, true, a string, an integer, or one of
     {"keep": 1}            leave what is there             {"ref": path}     the object met before at that path
     {"f": hex} {"i": dec}  float, large integer            {"t": path, ..}   tensor or array, stored under its path
-    {"b": hex}             bytes                           {"l"|"u"|"q": []} list, tuple, deque
+    {"b": hex}             bytes                           {"l"|"u"|"q": []} list, tuple (of "c"), deque
     {"d": [[k, v], ..]}    dictionary                      {"s": [..]}       set
     {"o": class, "a": {}}  object and its attributes       {"opt": class, ..} optimizer: state by parameter, groups
     {"fn": {}}             cells of a closure              {"pass": [..]}    position of a data loader's iterator
@@ -196,7 +196,7 @@ class Capture:
             (Pass, lambda p, v, w: {"pass": v.place()}),
             (dict, self._dict),
             (list, lambda p, v, w: {"l": self._items(p, v, w)}),
-            (tuple, lambda p, v, w: {"u": self._items(p, v, w)}),
+            (tuple, self._tuple),
             (deque, lambda p, v, w: {"q": self._items(p, v, w), "max": v.maxlen}),
             ((set, frozenset), self._set),
             (torch.Generator, lambda p, v, w: self._store(p, v.get_state(), {"rng": "torch"})),
@@ -235,6 +235,10 @@ class Capture:
 
     def _items(self, path: str, value: Any, within: bool) -> list[Any]:
         return [self.node(f"{path}/{n}", item, within) for n, item in enumerate(value)]
+
+    def _tuple(self, path: str, value: tuple[Any, ...], within: bool) -> Any:
+        named = {"c": _class_name(value)} if hasattr(value, "_fields") and self.own(type(value).__module__) else {}
+        return {"u": self._items(path, value, within), **named}
 
     def _dict(self, path: str, value: dict[Any, Any], within: bool) -> Any:
         if not all(_plain_key(k) for k in value):
@@ -309,6 +313,8 @@ class Restore:
 
     def variables(self, nodes: dict[str, Any], path: str, current: dict[str, Any]) -> dict[str, Any]:
         """New bindings for a namespace."""
+        if not all(map(_is_variable, nodes)):
+            raise MalformedInput(f"state entry {path} names what is no variable of the script")
         return {name: self.node(node, f"{path}/{name}", current.get(name)) for name, node in nodes.items()}
 
     def node(self, node: Any, path: str, current: Any) -> Any:
@@ -337,7 +343,10 @@ class Restore:
     def _tensor(self, node: dict[str, Any], path: str, current: Any) -> Any:
         stored = self.state.tensors[node["t"]]
         if "np" in node:
-            array = stored.numpy().astype(node["np"])
+            kind = np.dtype(node["np"])
+            if kind.kind not in "biufc":
+                raise MalformedInput(f"state entry {path} is an array of {kind}")
+            array = stored.numpy().astype(kind)
             if isinstance(current, np.ndarray) and current.shape == array.shape and current.flags.writeable:
                 current[...] = array
                 return current
@@ -371,7 +380,7 @@ class Restore:
             same = isinstance(current, tuple) and list(map(id, items)) == list(map(id, current))
             if same:
                 return current
-            return type(current)(*items) if hasattr(current, "_fields") else tuple(items)
+            return self._named(node["c"], path)(*items) if "c" in node else tuple(items)
         if isinstance(current, list | deque) and isinstance(current, kind):
             current.clear()
             current.extend(items)
@@ -407,6 +416,12 @@ class Restore:
         there.update(values)
         return current
 
+    def _named(self, name: str, path: str) -> type:
+        cls = self._class(name, path)
+        if not issubclass(cls, tuple) or not hasattr(cls, "_fields"):
+            raise MalformedInput(f"state entry {path} is of class {name}, which is no named tuple")
+        return cls
+
     def _class(self, name: str, path: str) -> type:
         module, _, qualname = name.partition(":")
         if not (self.own(module) or f"{module}.".startswith(_LIBRARY_CLASSES)) or module not in sys.modules:
@@ -414,7 +429,10 @@ class Restore:
         found: Any = sys.modules[module]
         for part in qualname.split("."):
             found = getattr(found, part, None)
-        if not isinstance(found, type):
+        genuine = isinstance(found, type) and (found.__module__, found.__qualname__) == (module, qualname)
+        if (
+            not isinstance(found, type) or not genuine or hasattr(found, "__del__")
+        ):  # nothing may run for an object's end
             raise MalformedInput(f"state entry {path} is of class {name}, which the script does not have")
         return found
 

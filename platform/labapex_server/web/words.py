@@ -66,6 +66,7 @@ RULES: dict[str, str] = {
     "initialisation": "Training began from exactly the weights that the lease's seed decides.",
     "batch-order": "The batches came in exactly the order that the lease's seed decides.",
     "replay": "Segments drawn after the commitment, trained again: the end state must be the committed one.",
+    "leaf-claims": "The size of each replayed update is the one that its commitment claims.",
     "replay-top-q": "In each epoch the segments that claim the largest updates, trained again.",
     "vmo": "The committed weights lie closer to the replayed ones than the mean gradient norm, as published.",
 }

@@ -1,0 +1,76 @@
+"""What is drawn: the fixed segments always, the random ones from the whole run, and nothing that does not exist."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.labapex.proof.lab import contract
+
+from labapex.proof.challenge import draw, largest_updates
+from labapex.protocol.contract import ScriptFacts
+from labapex.protocol.records import Leaf
+
+
+def log(per_epoch: int, epochs: int, every: int, norms: list[float | None]) -> tuple[object, list[Leaf]]:
+    facts = ScriptFacts(
+        loop="train.py:1", iterations_per_epoch=per_epoch, has_loader=True, gradients_are_state=False, parameters=1,
+        state_bytes=1,
+    )  # fmt: skip
+    terms = contract(facts, epochs=epochs, every=every)
+    zero = "0" * 64
+    leaves = [
+        Leaf(
+            index=n, step=step, state=zero, size=1, update_norm=norms[n % len(norms)], batches=zero, losses=zero,
+            prev=zero,
+        )
+        for n, step in enumerate(terms.leaf_steps())
+    ]  # fmt: skip
+    return terms, leaves
+
+
+@given(
+    per_epoch=st.integers(1, 30),
+    epochs=st.integers(1, 5),
+    every=st.integers(1, 40),
+    count=st.integers(1, 50),
+    top=st.integers(0, 3),
+    ends=st.booleans(),
+    seed=st.integers(),
+    norms=st.lists(st.none() | st.floats(0, 10), min_size=1, max_size=9),
+)
+def test_a_challenge_asks_for_what_exists_and_for_the_first_the_last_and_the_largest(
+    per_epoch: int, epochs: int, every: int, count: int, top: int, ends: bool, seed: int, norms: list[float | None]
+) -> None:
+    terms, leaves = log(per_epoch, epochs, every, norms)
+    opening = draw(
+        terms, leaves, audit_segments=count, top_q=top, pev_percent=10, random=random.Random(seed), ends=ends
+    )
+    last = len(leaves) - 1
+    assert set(opening.segments) <= set(range(last))
+    assert {0, last - 1} | largest_updates(terms, leaves, top) <= set(opening.segments)
+    assert len(opening.segments) >= min(count, last)
+    assert set(opening.indices) >= set(opening.segments) | {last} | {e.leaf for e in opening.evaluations}
+    assert set(opening.indices) <= set(range(last + 1))
+    assert {c + 1 for c in opening.compare} <= set(opening.indices)
+    if ends:
+        assert opening.compare == opening.segments
+    assert [leaves[e.leaf].step for e in opening.evaluations] == [per_epoch * e for e in range(1, epochs + 1)]
+    assert all(e.iterations and set(e.iterations) <= set(range(per_epoch)) for e in opening.evaluations)
+
+
+def test_the_largest_update_of_each_epoch_is_taken_and_the_first_that_is_not_finite_before_it() -> None:
+    terms, leaves = log(10, 2, 2, [0.0, 1.0, 5.0, 2.0, 1.0, 1.0, 9.0, None, None, 1.0, 1.0])
+    assert largest_updates(terms, leaves, 1) == {1, 6}
+    assert largest_updates(terms, leaves, 2) == {1, 2, 6, 7}
+    assert largest_updates(terms, leaves, 0) == set()
+
+
+def test_every_segment_can_be_drawn() -> None:
+    terms, leaves = log(10, 2, 2, [1.0])
+    drawn = set()
+    for seed in range(200):
+        opening = draw(terms, leaves, audit_segments=1, top_q=0, pev_percent=10, random=random.Random(seed), ends=False)
+        drawn |= set(opening.segments)
+    assert drawn == set(range(len(leaves) - 1))

@@ -1,0 +1,244 @@
+"""Honest evidence passes every deciding rule; each single lie in it fails the rule that is there for it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from labapex.proof.policy import REQUIRED, WEIGHTS, decide
+from labapex.proof.rules import RULES, Evidence, judge, replay_max_error
+from labapex.protocol.canonical import digest
+from labapex.protocol.contract import Contract, Environment, ScriptFacts
+from labapex.protocol.records import Leaf, Sample, column
+from labapex.protocol.replay import Distances, EvaluationReport, ReplayReport, SegmentReport
+from labapex.protocol.verdict import Weight
+
+HERE = Environment(python="3.11", torch="2.13.0", device="cpu: A", capability="AVX2", threads=1)
+ELSEWHERE = HERE.model_copy(update={"device": "cpu: B"})
+
+
+def sha(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+CONTRACT = Contract(
+    job=UUID(int=1), lease=UUID(int=2), seed="a" * 64, code=sha("c"), data=sha("d"), script="train.py", args=(),
+    epochs=2, checkpoint_every=4, threads=1,
+    facts=ScriptFacts(
+        loop="train.py:1", iterations_per_epoch=10, has_loader=True, gradients_are_state=False, parameters=9,
+        state_bytes=99,
+    ),
+)  # fmt: skip
+STEPS = CONTRACT.leaf_steps()
+LOSSES = [2.3 - 0.1 * n + 0.01 * (n % 3) for n in range(20)]
+ASKED = (0, 2, len(STEPS) - 2)
+
+
+NOTHING = hashlib.sha256().hexdigest()
+
+
+def batches(n: int) -> str:
+    return sha("batches", n) if n else NOTHING
+
+
+def chained(leaves: list[Leaf]) -> list[Leaf]:
+    prev, out = digest(CONTRACT), []
+    for leaf in leaves:
+        out.append(leaf.model_copy(update={"prev": prev}))
+        prev = out[-1].digest()
+    return out
+
+
+def leaves(losses: list[float]) -> list[Leaf]:
+    made = []
+    for n, step in enumerate(STEPS):
+        part = losses[STEPS[n - 1] : step] if n else []
+        made.append(
+            Leaf(
+                index=n, step=step, state=sha("state", n), size=99, update_norm=float(n), batches=batches(n),
+                losses=hashlib.sha256(column(part)).hexdigest(), prev="0" * 64,
+            )
+        )  # fmt: skip
+    return chained(made)
+
+
+def segment(n: int, **changes: object) -> SegmentReport:
+    whole = {
+        "leaf": n, "start": STEPS[n], "stop": STEPS[n + 1], "state": sha("state", n + 1),
+        "batches": sha("batches", n + 1), "losses": column(LOSSES[STEPS[n] : STEPS[n + 1]]), "gradient_norm": 1.0,
+        "update_norm": float(n + 1), "distances": Distances(l1=0, l2=0, linf=0, cos=0, relative=0), "seconds": 0.1,
+    }  # fmt: skip
+    return SegmentReport.model_validate({**whole, **changes})
+
+
+REPORT = ReplayReport(
+    environment=HERE,
+    initial_state=sha("state", 0),
+    reference_distance=20.0,
+    batches=tuple(sha("batches", n) for n in range(1, len(STEPS))),
+    segments=tuple(segment(n) for n in ASKED),
+    evaluations=(EvaluationReport(epoch=1, mean=1.8, n=1), EvaluationReport(epoch=2, mean=0.9, n=1)),
+)
+HONEST = Evidence(
+    contract=CONTRACT, losses=LOSSES, times=[float(n) for n in range(20)], samples=[], leaves=leaves(LOSSES),
+    leaf_received_at=[float(n) for n in range(len(STEPS))], chain_problem=None, replay=REPORT, opening_problem=None,
+    worker_environment=HERE, verifier_environment=HERE, top_q=1, pev_percent=10, asked=ASKED,
+)  # fmt: skip
+
+
+def told(evidence: Evidence, **changes: object) -> Evidence:
+    """The evidence with other things in its replay report."""
+    assert evidence.replay is not None
+    return replace(evidence, replay=evidence.replay.model_copy(update=changes))
+
+
+def with_segment(evidence: Evidence, number: int, **changes: object) -> Evidence:
+    return told(evidence, segments=tuple(segment(n, **(changes if n == number else {})) for n in ASKED))
+
+
+def with_leaf(number: int, **changes: object) -> Evidence:
+    """A worker that says something else in one leaf, and chains the others to it."""
+    made = list(HONEST.leaves)
+    made[number] = made[number].model_copy(update=changes)
+    return replace(HONEST, leaves=chained(made))
+
+
+def test_honest_evidence_passes_every_rule_that_looks() -> None:
+    results = judge(HONEST)
+    assert [r.rule for r in results if r.result == "fail"] == []
+    assert {r.rule for r in results} == set(RULES) == set(WEIGHTS)
+    assert decide(results)[:2] == ("verified", None)
+    assert replay_max_error(HONEST) == 0.0
+
+
+def test_honest_evidence_of_another_class_passes_within_the_line() -> None:
+    close = Distances(l1=0.1, l2=0.1, linf=0.1, cos=0.0, relative=0.004)
+    evidence = replace(with_segment(HONEST, 2, state=sha("nearly"), distances=close), verifier_environment=ELSEWHERE)
+    evidence = told(evidence, initial_state=sha("state", 0))
+    assert decide(judge(evidence))[0] == "verified"
+    assert replay_max_error(evidence) == 0.004
+
+
+LIES: dict[str, tuple[str, Evidence]] = {
+    "a state is withheld": ("opening", replace(HONEST, opening_problem="state 3 came too late")),
+    "a state is not the committed one": ("opening", told(HONEST, mismatched=(2,))),
+    "a frame is missing": ("log-chain", replace(HONEST, chain_problem="frame 7 is missing")),
+    "a leaf is missing": ("log-chain", replace(HONEST, leaves=HONEST.leaves[:-1])),
+    "a leaf is chained to another": ("log-chain", replace(HONEST, leaves=[
+        *HONEST.leaves[:2], HONEST.leaves[2].model_copy(update={"prev": sha("x")}), *HONEST.leaves[3:]])),
+    "a leaf commits to other losses": ("log-chain", with_leaf(2, losses=sha("other"))),
+    "a leaf stands at another step": ("log-chain", with_leaf(2, step=7)),
+    "leaves come out of order": ("log-chain", replace(HONEST, leaf_received_at=[3, 2, *HONEST.leaf_received_at[2:]])),
+    "an iteration is missing": ("log-count", replace(HONEST, losses=LOSSES[:-1])),
+    "an iteration is too many": ("log-count", replace(HONEST, losses=[*LOSSES, 0.1])),
+    "it began elsewhere": ("initialisation", with_leaf(0, state=sha("stolen"))),
+    "it took other batches": ("batch-order", with_leaf(4, batches=sha("easy ones"))),
+    "its losses were invented": ("point-loss", with_segment(HONEST, 2, losses=column(
+        [x + 1e-9 for x in LOSSES[STEPS[2] : STEPS[3]]]))),
+    "its losses are too few": ("point-loss", with_segment(HONEST, 2, losses=column(LOSSES[:1]))),
+    "its loss is not a number": ("point-loss", with_segment(HONEST, 0, losses=column([math.nan] * 4))),
+    "a segment ends in another state": ("replay", with_segment(HONEST, 2, state=sha("other"), distances=None)),
+    "a segment was not replayed": ("replay", told(HONEST, segments=tuple(segment(n) for n in ASKED[:-1]))),
+    "nothing was replayed": ("replay", told(HONEST, segments=())),
+    "the replay broke": ("replay", told(HONEST, problem="ValueError: no")),
+    "its update was understated": ("leaf-claims", with_leaf(3, update_norm=1e-3)),
+    "its update was said to be finite": ("leaf-claims", with_segment(HONEST, 2, update_norm=None)),
+    "its first leaf claims an update": ("leaf-claims", with_leaf(0, update_norm=1.0)),
+    "nobody looked": ("replay", replace(HONEST, replay=None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_each_lie_fails_the_rule_that_is_there_for_it(lie: str) -> None:
+    rule, evidence = LIES[lie]
+    results = judge(evidence)
+    found = {r.rule: r for r in results}[rule]
+    assert found.result != "pass"
+    verdict, deciding, reason = decide(results)
+    assert verdict == "rejected"
+    assert deciding in (rule, "log-chain", "opening")
+    assert reason.startswith(f"{deciding}: ")
+
+
+@given(error=st.floats(allow_nan=True, allow_infinity=True))
+def test_between_classes_only_an_error_below_the_line_passes(error: float) -> None:
+    finite = math.isfinite(error) and error >= 0
+    measured = Distances(l1=None, l2=None, linf=None, cos=None, relative=error if finite else None)
+    evidence = with_segment(HONEST, 2, state=sha("other"), distances=measured)
+    evidence = replace(evidence, verifier_environment=ELSEWHERE)
+    (found,) = [r for r in judge(evidence) if r.rule == "replay"]
+    assert (found.result == "pass") == (finite and error <= 0.02)
+
+
+def test_a_worker_whose_class_is_not_known_is_measured_not_believed() -> None:
+    evidence = replace(with_segment(HONEST, 2, state=sha("other"), distances=None), worker_environment=None)
+    assert decide(judge(evidence))[:2] == ("rejected", "replay")
+
+
+def test_published_thresholds_accept_doing_nothing_and_so_do_not_decide() -> None:
+    nothing = Distances(l1=0.1, l2=0.1, linf=0.1, cos=0.0, relative=1.0)
+    evidence = with_segment(HONEST, ASKED[-1], state=sha("untouched"), distances=nothing)
+    results = {r.rule: r for r in judge(evidence)}
+    assert results["vmo"].result == "pass"
+    assert results["replay-top-q"].result == "pass"
+    assert results["replay"].result == "fail"
+    assert {r.rule for r in results.values() if r.weight is Weight.INFORMS} == {"replay-top-q", "vmo", "pev"}
+
+
+def test_pev_is_the_papers_formula() -> None:
+    (found,) = [r for r in judge(HONEST) if r.rule == "pev"]
+    mean = sum(LOSSES[:10]) / 10
+    sigma = math.sqrt(sum((x - mean) ** 2 for x in LOSSES[:10]) / 10)
+    second = sum(LOSSES[10:]) / 10
+    assert found.limit == pytest.approx(sigma * 10, rel=0.2)
+    assert found.value in (pytest.approx(abs(mean - 1.8)), pytest.approx(abs(second - 0.9)))
+
+
+def samples(*utilisation: float, memory: list[int] | None = None) -> list[Sample]:
+    used = memory or [0, *[800] * (len(utilisation) - 1)]
+    return [
+        Sample(at=n, source="nvml", device="A", utilisation=u, memory=m, memory_total=1000)
+        for n, (u, m) in enumerate(zip(utilisation, used, strict=True))
+    ]
+
+
+TELEMETRY: list[tuple[list[Sample], str, str]] = [
+    (samples(*[90, 95, 80, 99] * 5), "gpu-utilisation", "pass"),
+    (samples(*[100] * 20), "gpu-utilisation", "pass"),
+    (samples(*[0, 1] * 10), "gpu-utilisation", "fail"),
+    (samples(*[100, 5, 5, 5, 5] * 4), "gpu-utilisation", "fail"),
+    (samples(*[50] * 20), "gpu-memory", "pass"),
+    (samples(*[50] * 20, memory=[100] * 15 + [900] * 5), "gpu-memory", "fail"),
+    (samples(*[50] * 3), "gpu-memory", "not-applicable"),
+]
+
+
+@pytest.mark.parametrize(("given_samples", "rule", "expected"), TELEMETRY)
+def test_telemetry_suspects_and_never_decides(given_samples: list[Sample], rule: str, expected: str) -> None:
+    results = judge(replace(HONEST, samples=given_samples))
+    assert {r.rule: r.result for r in results}[rule] == expected
+    assert decide(results)[0] == "verified"
+
+
+@pytest.mark.parametrize("rule", REQUIRED)
+def test_what_must_have_passed_cannot_be_left_out(rule: str) -> None:
+    results = [r.model_copy(update={"result": "not-applicable"}) if r.rule == rule else r for r in judge(HONEST)]
+    assert decide(results)[:2] == ("rejected", rule)
+
+
+@pytest.mark.parametrize("rule", [r for r, w in WEIGHTS.items() if w is Weight.DECIDES])
+def test_a_deciding_rule_decides_alone(rule: str) -> None:
+    results = [r.model_copy(update={"result": "fail"}) if r.rule == rule else r for r in judge(HONEST)]
+    assert decide(results)[:2] == ("rejected", rule)
+
+
+@pytest.mark.parametrize("rule", [r for r, w in WEIGHTS.items() if w is not Weight.DECIDES])
+def test_no_other_rule_decides(rule: str) -> None:
+    results = [r.model_copy(update={"result": "fail"}) if r.rule == rule else r for r in judge(HONEST)]
+    assert decide(results)[0] == "verified"
