@@ -21,6 +21,7 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.marketplace.models import Lease
+from labapex_server.pipeline import stages
 from labapex_server.telemetry.models import Frame, Leaf, Log
 from labapex_server.telemetry.signals import progressed
 from labapex_server.verification.models import Challenge, OpenedState, VerdictRecord
@@ -215,8 +216,8 @@ class Story:
         progressed.send(sender=None, job_id=self.job.pk)
         return self
 
-    def judged(self, *, failing: str | None = None) -> Story:
-        """The verdict and the settlement. `failing` names the rule that rejects."""
+    def judged(self, *, failing: str | None = None, weights: str | None = "5a" * 32) -> Story:
+        """The verdict and the real settlement. `failing` names the rule that rejects."""
         assert jobs.advance(self.job, JobState.VERIFYING)
         rules = tuple(
             RuleResult(
@@ -233,7 +234,7 @@ class Story:
             loss_logs=self.done, verified_epochs=0 if failing else self.epochs, rules=rules,
             replay_max_error=1.0 if failing else 0.0,
             detection="4 random segments of 147: a run with a tenth of its segments bad is caught with probability 0.34.",
-            contract=digest(self.lease.terms), proof_root="70" * 32, weights=None if failing else "5a" * 32,
+            contract=digest(self.lease.terms), proof_root="70" * 32, weights=None if failing else weights,
             worker_environment=HOST, verifier_environment=HOST,
             cost=Cost(
                 verify_seconds=21.4, train_seconds=271.2, opened_bytes=5 * FACTS.state_bytes,
@@ -246,15 +247,8 @@ class Story:
             signature=bytes(64), issued_at=datetime.now(UTC),
         )  # fmt: skip
         assert jobs.advance(self.job, JobState.SETTLING)
-        if not failing:
-            assert self.job.hold is not None
-            price = 250_000 * self.epochs
-            ledger.settle(
-                self.job.hold, payments=[(ledger.account_of(self.host), price, f"{self.epochs} verified epochs")]
-            )
-        Lease.objects.filter(pk=self.lease.pk).update(state=LeaseState.SETTLED.value)
-        end = JobState.REJECTED if failing else JobState.VERIFIED
-        assert jobs.advance(self.job, end, reason=verdict.reason, fault=Fault.WORKER if failing else None)
+        stages.settle(self.job, lambda: None)
+        self.job.refresh_from_db()
         return self
 
 

@@ -51,10 +51,13 @@ def test_every_other_page_is_drawn_without_a_complaint(
 ) -> None:
     def history() -> None:
         researcher, host = people
-        for name, failing in (("chargpt", None), ("chargpt-noop", "replay")):
-            each = Story(owner=researcher, host=host, began=story.began - 900, name=name, epochs=2)
+        for name, failing in (("chargpt-copy", None), ("chargpt", None), ("chargpt-noop", "replay")):
+            began = story.began - (100 if name == "chargpt-copy" else 900)
+            each = Story(owner=researcher, host=host, began=began, name=name, epochs=2)
             each.submitted().queued().running(worker=f"{name}-host").trained().challenged().opened(0, 17, 18, 64, 92)
             each.judged(failing=failing)
+            if not failing:
+                history.certified = each.job.pk  # type: ignore[attr-defined]
             history.last = each.job.pk  # type: ignore[attr-defined]
         story.submitted().queued().running().trained(300)
         Story(owner=researcher, host=host, began=story.began + 280, name="resnet20-sweep-3").submitted()
@@ -70,6 +73,9 @@ def test_every_other_page_is_drawn_without_a_complaint(
         "workers-none": "/workers/",
         "verdict": f"/jobs/{rejected}/verdict/",
         "live-rejected": f"/jobs/{rejected}/",
+        "verdict-certified": f"/jobs/{history.certified}/verdict/",  # type: ignore[attr-defined]
+        "transparency": "/transparency/",
+        "claims": f"/transparency/claims/{'5a' * 32}/",
     }.items():
         page = visitor.go(path)
         if name == "submit":

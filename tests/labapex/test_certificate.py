@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +16,16 @@ from tests.labapex.certified import KEYS, LOG_KEY, MODEL, VERDICT_KEY, MemoryLog
 
 from labapex.certificate import (
     MAX_BUNDLE,
+    PAYLOAD_TYPE,
+    PREDICATE_TYPE,
+    STATEMENT_TYPE,
     CertificateBundle,
+    CertifiedCost,
     CertifiedRule,
     Envelope,
+    Owner,
     PlatformKeys,
+    Predicate,
     Signature,
     check,
     check_weights,
@@ -32,6 +39,7 @@ from labapex.errors import MalformedInput, Tampered
 from labapex.protocol.canonical import canonical, parse
 from labapex.protocol.verdict import Weight
 from labapex.sealing import new_signing_keys, sign
+from labapex.transparency import Inclusion
 
 BUNDLE = a_bundle()
 TEXT = BUNDLE.model_dump_json().encode()
@@ -201,3 +209,52 @@ def test_only_the_certified_file_passes_as_the_model() -> None:
 def test_keys_must_be_whole() -> None:
     with pytest.raises(MalformedInput):
         parse(PlatformKeys, json.dumps({"verdict": "AA==", "log": "AA=="}), limit=100)
+
+
+# -- the document ------------------------------------------------------------------------------------------------------
+
+
+def verified_by_hand(text: str, verdict_key: bytes, log_key: bytes) -> dict[str, Any]:
+    """docs/certificates.md in plain Python: nothing of this project is used."""
+    bundle = json.loads(text)
+    envelope, note, proof = bundle["envelope"], bundle["checkpoint"], bundle["inclusion"]
+    statement = base64.b64decode(envelope["payload"])
+    kind = envelope["payloadType"].encode()
+    encoded = b" ".join([b"DSSEv1", b"%d" % len(kind), kind, b"%d" % len(statement), statement])
+    Ed25519PublicKey.from_public_bytes(verdict_key).verify(base64.b64decode(envelope["signatures"][0]["sig"]), encoded)
+    name, size, root = note.split("\n")[:3]
+    signature = base64.b64decode(note.split("\n")[4].split(" ")[2])
+    assert signature[:4] == hashlib.sha256(name.encode() + b"\n\x01" + log_key).digest()[:4]
+    Ed25519PublicKey.from_public_bytes(log_key).verify(signature[4:], f"{name}\n{size}\n{root}\n".encode())
+    # Every string of an envelope is ASCII without escapes: sorted keys and no spaces are RFC 8785 here.
+    entry = json.dumps(envelope, sort_keys=True, separators=(",", ":")).encode()
+    node = hashlib.sha256(b"\x00" + entry).digest()
+    index, last = proof["index"], proof["size"] - 1
+    assert proof["size"] == int(size)
+    for each in map(bytes.fromhex, proof["hashes"]):
+        assert last
+        if index % 2 or index == last:
+            node = hashlib.sha256(b"\x01" + each + node).digest()
+            while index and not index % 2:
+                index, last = index >> 1, last >> 1
+        else:
+            node = hashlib.sha256(b"\x01" + node + each).digest()
+        index, last = index >> 1, last >> 1
+    assert (last, base64.b64encode(node).decode()) == (0, root)
+    document: dict[str, Any] = json.loads(statement)
+    return document
+
+
+def test_another_implementation_verifies_it_by_the_document_alone() -> None:
+    for before, after in ((0, 0), (2, 3), (7, 0), (0, 9)):
+        text = a_bundle(before, after).model_dump_json()
+        assert verified_by_hand(text, KEYS.verdict, KEYS.log)["subject"][1]["digest"]["sha256"] == MODEL
+
+
+def test_the_document_names_every_field() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "certificates.md").read_text()
+    for model in (CertificateBundle, Envelope, Predicate, Owner, CertifiedRule, CertifiedCost, Inclusion):
+        for name in model.model_fields:
+            assert f"`{name}`" in document or f'"{name}"' in document, f"{model.__name__}.{name} is not documented"
+    for constant in (PAYLOAD_TYPE, STATEMENT_TYPE, PREDICATE_TYPE):
+        assert constant in document
