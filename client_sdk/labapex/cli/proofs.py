@@ -21,6 +21,7 @@ from labapex import sandbox
 from labapex.cli import report
 from labapex.cli.options import JsonOption
 from labapex.cli.output import counted, headline, one_line, plain, print_json, say, size, stdout
+from labapex.client import check_verdict
 from labapex.errors import MalformedInput, TrainingFailed, UsageError, VerificationRejected
 from labapex.proof import confined, folder, sources, verifier
 from labapex.proof.confined import RecordReport, RecordRequest
@@ -102,9 +103,18 @@ def record(
 
 
 def verify_folder(
-    root: Path, *, script: Path | None, data: Path | None, policy: Path | None, audit: int | None, json: bool
+    root: Path,
+    *,
+    script: Path | None,
+    data: Path | None,
+    policy: Path | None,
+    audit: int | None,
+    key: bytes | None,
+    json: bool,
 ) -> None:
-    """Verify a proof folder. Raises `VerificationRejected` where anything in it does not hold."""
+    """Verify a proof folder. Raises `VerificationRejected` where anything in it does not hold.
+
+    `key`: the platform's, for the signature of the verdict that a platform's folder holds."""
     terms = _policy(policy)
     if audit is not None:
         terms = terms.model_copy(update={"audit_segments": audit})
@@ -116,6 +126,7 @@ def verify_folder(
         own = sources.match(proof, script, data)
     except MalformedInput as error:
         _reject(root, "sources", str(error), json)
+    _signature(proof, key)
     if own.borrowed:
         say(f"taken from the proof, because they do not lie beside your script: {', '.join(own.borrowed)}")
     states = {index: proof.state_path(index) for index in proof.states}
@@ -132,8 +143,6 @@ def verify_folder(
         out.print(_terms(proof))
         out.print(report.verdict_lines(verdict))
         out.print(report.rules_table(verdict.rules))
-    if proof.verdict is not None:
-        say(f"The platform's own verdict is '{proof.verdict.verdict.verdict}'; its signature was not looked at here")
     if verdict.verdict == "rejected":
         raise VerificationRejected(f"rejected by the rule '{verdict.deciding_rule}': {verdict.reason}")
 
@@ -218,6 +227,18 @@ def _run_replay(scratch: Path, request: ReplayRequest, own: sources.Sources, sta
         with folder.opened(states[index].parent, states[index].name) as file, folder.new_file(target) as copy:
             shutil.copyfileobj(file, copy, 1 << 20)
     return confined.run("replay", scratch, request=request, report=ReplayReport, threads=request.contract.threads)
+
+
+def _signature(proof: Proof, key: bytes | None) -> None:
+    """Say what a platform's own verdict is, and check its signature where that can be done."""
+    if proof.verdict is None:
+        if key is not None:
+            raise UsageError("--key checks the signature of a platform's verdict, and this folder holds none")
+        return
+    if key is not None:
+        check_verdict(proof.verdict, key)
+    how = "signed by the key you gave" if key else "its signature is not looked at without --key"
+    say(f"The platform's own verdict is '{proof.verdict.verdict.verdict}'; {how}")
 
 
 def _reject(root: Path, rule: str, reason: str, json: bool) -> NoReturn:
