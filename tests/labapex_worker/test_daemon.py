@@ -139,6 +139,19 @@ async def test_a_job_runs_from_grant_to_release_and_leaves_nothing_behind(cast: 
     assert held.grant.token not in err
 
 
+async def test_a_worker_that_is_to_end_after_one_job_begins_no_other_while_it_waits_for_the_verdict(cast: Cast) -> None:
+    await cast.enrol()
+    held, other = cast.a_job(frames=2, states=1, challenge=(0,)), cast.a_job(frames=2)
+    await cast.gateway.offer(held)
+    await cast.gateway.offer(other)
+    worker = await cast.labapex_worker("run", "--once")
+    await cast.gateway.until(lambda: held.states)
+    assert cast.gateway.books.waiting == [other]
+    await cast.gateway.release(held.grant.lease)
+    await cast.ended(worker)
+    assert cast.gateway.books.waiting == [other]
+
+
 async def test_a_daemon_killed_in_the_middle_of_a_job_is_followed_by_one_that_goes_on(cast: Cast) -> None:
     await cast.enrol()
     held = cast.a_job(frames=30, wait_at=12, states=1, challenge=(0,))

@@ -65,6 +65,8 @@ class Daemon:
             loop.add_signal_handler(number, self._stop.set)
         log.info("worker %s (%s) on %s", self._config.worker, self._config.name, "; ".join(self._devices))
         await self._look_around()
+        if self._spool.leases():
+            self._no_more_if_once()
         self._do(self._agent.restored())
         self._spawn(self._connection.run(), None)
         self._spawn(self._watch(), None)
@@ -125,6 +127,7 @@ class Daemon:
                 case effects.SayHello(nonce, leases):
                     self._connection.send(self._identity.hello(self._config.worker, nonce, self._devices, leases))
                 case effects.Fetch(lease):
+                    self._no_more_if_once()
                     self._spawn(self._fetch(self._row(lease)), lease)
                 case effects.Start(lease):
                     self._spawn(self._start(self._row(lease)), lease)
@@ -206,6 +209,11 @@ class Daemon:
         log.info("lease %s: deleted", lease)
         if self._once:
             self._stop.set()
+
+    def _no_more_if_once(self) -> None:
+        """A job is done when its lease is over, long after its slot is free: no other may be begun meanwhile."""
+        if self._once:
+            self._agent.session.drain()
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
