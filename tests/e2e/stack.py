@@ -86,9 +86,12 @@ class Process:
 class Worker(Process):
     """A host. Its executables outlive the daemon, as they must; `end` is the machine being switched off."""
 
-    def __init__(self, home: Path, environment: dict[str, str], log: Path, *, cheat: str = "") -> None:
+    def __init__(
+        self, home: Path, environment: dict[str, str], log: Path, *, cheat: str = "", once: bool = False
+    ) -> None:
         host = [sys.executable, str(HOST), cheat] if cheat else [program("labapex-worker")]
-        super().__init__([*host, "run", "--home", str(home)], environment, log, ROOT)
+        command = [*host, "run", "--home", str(home), *(["--once"] if once else [])]
+        super().__init__(command, environment, log, ROOT)
         self.home = home
 
     def leases(self) -> list[UUID]:
@@ -234,20 +237,20 @@ class Stack:
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
-    def enrol(self, name: str, *, cheat: str = "") -> Worker:
-        """A new host, enrolled, and not started yet."""
+    def enrol(self, name: str, *, cheat: str = "", once: bool = False) -> Worker:
+        """A new host, enrolled, and not started yet; `once`: it is to take one job only."""
         home = self.folder / name
         code = self.owner.enrolment_code().code
         enrol = [program("labapex-worker"), "enrol", code, "--platform", self.url, "--name", name, "--home", str(home)]
         subprocess.run(enrol, env=self._environment, check=True, capture_output=True)
-        worker = Worker(home, self._environment, self.folder / f"{name}.log", cheat=cheat)
+        worker = Worker(home, self._environment, self.folder / f"{name}.log", cheat=cheat, once=once)
         self.workers.append(worker)
         return worker
 
     @contextmanager
-    def worker(self, name: str, *, cheat: str = "") -> Iterator[Worker]:
+    def worker(self, name: str, *, cheat: str = "", once: bool = False) -> Iterator[Worker]:
         """A host that takes jobs while the block lasts."""
-        worker = self.enrol(name, cheat=cheat)
+        worker = self.enrol(name, cheat=cheat, once=once)
         worker.start()
         try:
             yield worker
