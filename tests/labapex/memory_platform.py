@@ -15,7 +15,9 @@ from uuid import UUID
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tests.labapex.certified import MemoryLog, a_statement
 
+from labapex.certificate import CertificateBundle, Envelope, PlatformKeys
 from labapex.protocol.api import (
     EnrolmentCode,
     Events,
@@ -28,11 +30,12 @@ from labapex.protocol.api import (
     Problem,
     Progress,
 )
-from labapex.protocol.canonical import Message, canonical
+from labapex.protocol.canonical import Message, canonical, digest
 from labapex.protocol.records import Console, Sample
 from labapex.protocol.spec import JobSpec
 from labapex.protocol.states import Fault, JobState
 from labapex.protocol.verdict import Cost, Receipt, RuleResult, SignedVerdict, Verdict, Weight
+from labapex.transparency import Head
 
 URL = "https://apex.test"
 TOKEN = "tok-1234567890abcdefghij"
@@ -99,6 +102,8 @@ class MemoryPlatform:
     faults: deque[Callable[[httpx.Request], httpx.Response] | None] = field(default_factory=deque)
     seen: list[str] = field(default_factory=list)
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
+    log: MemoryLog = field(default_factory=MemoryLog)
+    entered: dict[UUID, tuple[int, Envelope]] = field(default_factory=dict)  # certificates by job
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -122,6 +127,10 @@ class MemoryPlatform:
         if parts == ["keys", "verdict"]:  # anyone may check a verdict
             encoded = base64.b64encode(self.public_key).decode()
             return httpx.Response(200, json={"key_id": "k1", "public_key": encoded})
+        if parts == ["keys"]:
+            return reply(self.platform_keys)
+        if parts[0] == "transparency":  # nor has one to log in to see the log
+            return self._log(parts[1], {name: int(value) for name, value in request.url.params.items()})
         if request.headers.get("Authorization") != f"Token {TOKEN}":
             return problem(401, "not-logged-in", "unknown token")
         match parts:
@@ -138,6 +147,29 @@ class MemoryPlatform:
             case ["jobs", job, *rest] if UUID(job) in self.jobs:
                 return self._job(self.jobs[UUID(job)], rest[0] if rest else "", request)
         return problem(404, "not-found", "there is no such thing")
+
+    @property
+    def platform_keys(self) -> PlatformKeys:
+        return PlatformKeys(verdict=self.public_key, log=self.log.keys.log)
+
+    def _log(self, what: str, numbers: dict[str, int]) -> httpx.Response:
+        match what:
+            case "head":
+                return reply(Head(checkpoint=self.log.head()))
+            case "consistency" if 0 < numbers["first"] <= numbers["second"] <= len(self.log.leaves):
+                return reply(self.log.consistency(**numbers))
+        return problem(404, "not-found", "there is no such thing")
+
+    def certificate(self, job: JobView) -> CertificateBundle:
+        """Entered when it is first asked for, between entries of others."""
+        if job.id not in self.entered:
+            verdict = self.verdict(job).verdict
+            assert verdict.weights is not None
+            stated = a_statement(verdict.weights, job=job.id, verdict=digest(verdict), epochs=verdict.epochs)
+            self.log.verdict_key = self.key.private_bytes_raw()
+            self.log.fill(2)
+            self.entered[job.id] = self.log.enter(stated)
+        return self.log.bundle(*self.entered[job.id])
 
     def _blob(self, request: httpx.Request, digest: str) -> httpx.Response:
         if request.method == "HEAD":
@@ -215,6 +247,8 @@ class MemoryPlatform:
                 return reply(self.verdict(job.view))
             case "receipt" if job.view.state in (JobState.VERIFIED, JobState.REJECTED):
                 return reply(self.receipt(job.view))
+            case "certificate" if job.view.verdict == "verified":
+                return reply(self.certificate(job.view))
             case "weights" if job.view.verdict:
                 headers = {"X-Labapex-Digest": hashlib.sha256(self.weights).hexdigest()}
                 return httpx.Response(200, content=self.weights, headers=headers)

@@ -423,14 +423,15 @@ def test_pull_writes_the_weights_and_the_verdict_that_names_them(
     pulled = client.pull(job, tmp_path / "result")
     assert pulled.weights.read_bytes() == platform.weights
     assert pulled.size == len(platform.weights)
-    assert sorted(path.name for path in (tmp_path / "result").iterdir()) == ["model.safetensors", "verdict.json"]
+    found = sorted(path.name for path in (tmp_path / "result").iterdir())
+    assert found == ["certificate.json", "model.safetensors", "verdict.json"]
 
 
 def test_other_weights_than_the_verdict_names_never_get_a_name(
     platform: MemoryPlatform, client: Client, tmp_path: Path
 ) -> None:
     job = finished(platform, client)
-    platform.faults.extend([None, None, lambda request: httpx.Response(200, content=b"stolen model")])
+    platform.faults.extend([None] * 4 + [lambda request: httpx.Response(200, content=b"stolen model")])
     with pytest.raises(Tampered, match="not those that the verdict names"):
         client.pull(job, tmp_path / "result")
     assert list((tmp_path / "result").iterdir()) == []
@@ -438,7 +439,7 @@ def test_other_weights_than_the_verdict_names_never_get_a_name(
 
 def test_a_download_that_breaks_off_begins_again(platform: MemoryPlatform, client: Client, tmp_path: Path) -> None:
     job = finished(platform, client)
-    platform.faults.extend([None, None, broken])
+    platform.faults.extend([None] * 4 + [broken])
     assert client.pull(job, tmp_path).weights.read_bytes() == platform.weights
 
 

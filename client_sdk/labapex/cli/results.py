@@ -12,7 +12,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from labapex.cli import report
+from labapex.certificate import PlatformKeys
+from labapex.cli import certificates, proofs, report
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
 from labapex.cli.output import credits, headline, one_line, plain, print_json, say, size, stdout
 from labapex.client import VerdictKey, check_verdict
@@ -25,7 +26,9 @@ _KEY_BYTES = 32
 KeyOption = Annotated[
     str | None,
     typer.Option(
-        "--key", metavar="KEY", help="The platform's verdict key: base64, hexadecimal or a file. Default: ask it."
+        "--key",
+        metavar="KEY",
+        help="The platform's key: base64, hexadecimal or a file, for certificates KEY,LOG_KEY. Default: ask it.",
     ),
 ]
 
@@ -33,19 +36,33 @@ KeyOption = Annotated[
 def pull(
     job: JobArgument,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Folder. Default: labapex-<id>.")] = None,
+    proof: Annotated[
+        Path | None,
+        typer.Option("--proof", metavar="DIR", help="Bring the job's proof folder instead, also if rejected."),
+    ] = None,
     key: KeyOption = None,
     url: UrlOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Bring the verified weights (safetensors) and the signed verdict, both checked before they get their names."""
+    """Bring the verified weights (safetensors), the signed verdict and the certificate, checked before they get names."""
     client = connect(url)
     found = find(client, job)
-    pulled = client.pull(found, output or Path(f"labapex-{short(found)}"), read_key(key) if key else None)
+    verdict_key, log_key = read_keys(key) if key else (None, None)
+    if proof is not None:
+        brought = client.proof(found, proof, verdict_key)
+        if json:
+            print_json({"proof": str(proof), **plain(brought)})
+            return
+        typer.echo(f"{brought.proof_root}  {proof}")
+        say(f"The proof that the signed verdict speaks of; replay what was opened with `labapex verify {proof}`")
+        return
+    pulled = client.pull(found, output or Path(f"labapex-{short(found)}"), verdict_key, log_key=log_key)
     if json:
         print_json(
             {
                 "weights": str(pulled.weights),
                 "verdict": str(pulled.verdict),
+                "certificate": str(pulled.certificate) if pulled.certificate else None,
                 "digest": pulled.digest,
                 "size": pulled.size,
             }
@@ -53,25 +70,53 @@ def pull(
         return
     typer.echo(f"{pulled.digest}  {pulled.weights}")
     say(f"{size(pulled.size)} of weights, as the signed verdict in {pulled.verdict} names them")
+    if pulled.certificate:
+        say(f"The certificate for others is {pulled.certificate}")
 
 
 def verify(
-    what: Annotated[str, typer.Argument(metavar="JOB|FILE", help="A job's id, or a verdict.json from `pull`.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR|JOB|FILE",
+            help="A proof folder, a job's id, or a verdict.json or certificate.json from `pull`.",
+        ),
+    ],
+    script: Annotated[Path | None, typer.Option("--script", help="DIR: your own copy of the script.")] = None,
+    data: proofs.DataOption = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="DIR: JSON with audit_segments, top_q, pev_percent, weights.")
+    ] = None,
+    audit: Annotated[int | None, typer.Option("--audit", min=1, help="DIR: random segments to replay.")] = None,
     key: KeyOption = None,
     weights: Annotated[Path | None, typer.Option(help="Check this weights file against the verdict too.")] = None,
     url: UrlOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check the signature of a verdict. With a file and --key nothing is asked of anyone. 104: it is "rejected"."""
+    """Replay a proof folder, or check a verdict's signature or a certificate. 104: rejected.
+
+    A folder needs nobody; a file needs nobody where --key is given.
+    """
     file = Path(what)
+    if file.is_dir():
+        if url or weights:
+            raise UsageError("--url and --weights belong to a job or a file, not to a proof folder")
+        own_key = read_keys(key)[0] if key else None
+        proofs.verify_folder(file, script=script, data=data, policy=policy, audit=audit, key=own_key, json=json)
+        return
+    if script or data or policy or audit:
+        raise UsageError(f"--script, --data, --policy and --audit belong to a proof folder, and {what} is none")
+    if file.is_file() and certificates.is_certificate(file):
+        certificates.verify(file, keys=both_keys(key) if key else None, weights=weights, url=url, json=json)
+        return
     if file.is_file():
         signed = _read_verdict(file)
-        verdict = check_verdict(signed, read_key(key) if key else connect(url).verdict_key().public_key)
+        verdict = check_verdict(signed, read_keys(key)[0] if key else connect(url).verdict_key().public_key)
     else:
         if file.suffix == ".json" or "/" in what:
             raise UsageError(f"there is no file {what}")
         client = connect(url)
-        signed = client.checked_verdict(find(client, what), read_key(key) if key else None)
+        signed = client.checked_verdict(find(client, what), read_keys(key)[0] if key else None)
         verdict = signed.verdict
     if weights is not None:
         _check_weights(weights, verdict)
@@ -110,6 +155,31 @@ def receipts(
             cells = [short(entry.id), entry.name, *amounts, str(receipt.verified_epochs), headline(receipt.reason)]
         table.add_row(*(Text(one_line(cell)) for cell in cells))
     stdout().print(table)
+
+
+def both_keys(text: str) -> PlatformKeys:
+    """The two keys that a certificate stands on. Raises `UsageError`."""
+    verdict, log = read_keys(text)
+    if log is None:
+        raise UsageError(
+            "a certificate stands on two keys: give --key KEY,LOG_KEY, or a file with what the platform"
+            " answers at /api/v1/keys/"
+        )
+    return PlatformKeys(verdict=verdict, log=log)
+
+
+def read_keys(text: str) -> tuple[bytes, bytes | None]:
+    """The key of verdicts, and the log's where it is given too: after a comma, or in a file of both."""
+    path = Path(text)
+    try:
+        if path.is_file():
+            with path.open("rb") as file:
+                both = parse(PlatformKeys, file.read(4096), limit=4096)
+            return both.verdict, both.log
+    except (OSError, MalformedInput):
+        return read_key(text), None
+    verdict, found, log = text.partition(",")
+    return read_key(verdict), read_key(log) if found else None
 
 
 def read_key(text: str) -> bytes:

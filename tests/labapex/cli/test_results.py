@@ -116,7 +116,7 @@ def test_a_job_without_a_verdict_exits_101(labapex: Labapex, platform: MemoryPla
 def test_weights_that_were_exchanged_on_the_way_are_not_kept(
     labapex: Labapex, platform: MemoryPlatform, job: UUID, tmp_path: Path
 ) -> None:
-    platform.faults.extend([None, None, lambda request: httpx.Response(200, content=b"evil")])
+    platform.faults.extend([None] * 4 + [lambda request: httpx.Response(200, content=b"evil")])
     assert labapex("pull", job, "-o", tmp_path / "out").code == 1
     assert list((tmp_path / "out").iterdir()) == []
 
