@@ -30,6 +30,7 @@ from labapex.protocol.replay import MAX_REPORT
 from labapex.protocol.spec import BundlePath
 
 PROCESSES = 4096
+FILE_BYTES = 64 << 30
 _SAID = 4000
 
 
@@ -114,10 +115,11 @@ def _confinement(folder: Path, threads: int) -> sandbox.Confinement:
     source = Path(labapex.errors.__file__).parents[1]
     visible = {*sandbox.python_paths(), source}
     outermost = [p for p in visible if not any(p != other and p.is_relative_to(other) for other in visible)]
+    devices = tuple(sorted(Path("/dev").glob("nvidia*")))
     return sandbox.Confinement(
         folder=folder,
         read_only=tuple(sorted(p for p in outermost if not p.is_relative_to("/usr"))),
-        devices=tuple(sorted(Path("/dev").glob("nvidia*"))),
+        devices=devices,
         environment={
             **pin(threads),
             "PATH": "/usr/bin:/bin",
@@ -127,8 +129,15 @@ def _confinement(folder: Path, threads: int) -> sandbox.Confinement:
             "PYTHONPATH": str(source),
             "PYTHONDONTWRITEBYTECODE": "1",
         },
+        memory_bytes=None if devices else _memory(),  # CUDA reserves far more than it uses
         processes=PROCESSES,
+        file_bytes=FILE_BYTES,
     )
+
+
+def _memory() -> int:
+    """All that this machine has: a process that wants more is not to take the others down with it."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _ending(code: int) -> str:

@@ -98,10 +98,8 @@ def _data(proof: Proof, root: Path | None, data: Path | None) -> dict[str, Conte
     prefix = proof.files.data_root
     if prefix is None or not all(part.path.startswith(f"{prefix}/") for part in proof.files.data):
         raise MalformedInput("files.json: all data must lie below data_root")
-    if data is None and root is not None and (root / prefix).is_dir():
-        data = root / prefix
     if data is None:
-        raise UsageError(f"the run read {len(proof.files.data)} files of '{prefix}': name that folder with --data")
+        data = _nearby(proof, root, prefix)
     if not data.is_dir():
         raise UsageError(f"--data: there is no folder {data}")
     parts, contents = bundle.below(data.resolve(), prefix)
@@ -111,6 +109,21 @@ def _data(proof: Proof, root: Path | None, data: Path | None) -> dict[str, Conte
             how = "is not in the run's data" if path not in theirs else "is missing" if path not in ours else "differs"
             raise Tampered(f"the run was made with other data than {data}: {path} {how}")
     return dict(contents)
+
+
+def _nearby(proof: Proof, root: Path | None, prefix: str) -> Path:
+    """The data where nobody said where it is: beside the script, here, or beside the proof. Its digests are still checked."""
+    for place in (root, Path.cwd(), proof.root.absolute().parent):
+        if place is None or not (place / prefix).is_dir():
+            continue
+        found = [place / part.path for part in proof.files.data]
+        if place == root or all(
+            p.is_file() and p.stat().st_size == s.size for p, s in zip(found, proof.files.data, strict=True)
+        ):
+            return place / prefix
+    many = len(proof.files.data)
+    read = f"{many} files" if many > 1 else "a file"
+    raise UsageError(f"the run read {read} of '{prefix}': name that folder with --data")
 
 
 def _same(path: Path, part: Part, otherwise: str) -> bytes:

@@ -253,6 +253,19 @@ def test_data_that_a_proof_needs_is_asked_for(recorded: Path) -> None:
         sources.match(folder.read(recorded / "proof"), None, None)
 
 
+def test_data_is_found_where_people_have_it(recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    proof = folder.read(recorded / "proof")
+    own = recorded / "job" / "data" / "points.bin"
+    assert sources.match(proof, recorded / "job" / "train.py", None).contents["data/points.bin"] == own
+    monkeypatch.chdir(recorded / "job")
+    assert sources.match(proof, None, None).contents["data/points.bin"] == own
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "points.bin").write_bytes(b"other")
+    with pytest.raises(UsageError, match="--data"):
+        sources.match(proof, None, None)
+
+
 def test_files_that_stand_in_each_others_way_are_refused(recorded: Path, tmp_path: Path) -> None:
     proof = folder.read(recorded / "proof")
     found = sources.match(proof, None, recorded / "job" / "data")

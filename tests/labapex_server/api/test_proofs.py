@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from tests.labapex_server.gateway.server import serving
 from tests.labapex_server.gateway.stage import Run
 from tests.labapex_server.scenes import finished, opened
 
+from labapex.cli import results
 from labapex.client import Client
 from labapex.errors import NotFinished, NotFound, Tampered, UsageError
 from labapex.proof import folder
@@ -64,14 +66,19 @@ def test_the_proof_of_a_job_is_a_whole_folder_with_what_was_opened(run: Run, res
     assert proof.environment is not None
 
 
-def test_a_rejected_job_has_a_proof_too_with_what_there_is_of_it(run: Run, researcher: User, tmp_path: Path) -> None:
+def test_a_rejected_job_has_a_proof_too_by_command_with_what_there_is_of_it(
+    run: Run, researcher: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     finished(run)
     lease = Lease.objects.select_related("job").get(pk=run.lease.pk)
     verification.challenge(lease)
     verification.reject_late(lease)
-    with serving() as url, client(url, researcher) as mine:
-        mine.proof(run.lease.job_id, tmp_path / "proof")
-    assert folder.read(tmp_path / "proof").states == frozenset()
+    monkeypatch.setenv("LABAPEX_TOKEN", accounts.issue_token(researcher, name="test"))
+    with serving() as url:
+        results.pull(str(run.lease.job_id), proof=tmp_path / "proof", url=url, json=True)
+    proof = folder.read(tmp_path / "proof")
+    assert proof.states == frozenset()
+    assert json.loads(capsys.readouterr().out)["proof_root"] == proof.manifest.proof_root
 
 
 def test_nobody_else_gets_it_and_nobody_before_the_verdict(
