@@ -108,6 +108,17 @@ def test_the_model_that_is_pulled_is_the_one_that_the_signed_verdict_names(digit
     assert digits.stack.cli("verify", digits.job).code == 0
 
 
+def test_the_certificate_that_is_pulled_holds_for_whoever_keeps_two_keys(digits: Run, tmp_path: Path) -> None:
+    assert digits.stack.cli("pull", digits.job, "-o", tmp_path).code == 0
+    keys = tmp_path / "keys.json"
+    keys.write_text(digits.stack.client.platform_keys().model_dump_json())
+    check = ("verify", tmp_path / "certificate.json", "--weights", tmp_path / "model.safetensors")
+    assert digits.stack.cli(*check, "--key", keys, LABAPEX_URL="http://127.0.0.1:1").code == 0  # nobody is asked
+    assert digits.stack.cli(*check).code == 0  # and the log of today still holds it
+    (tmp_path / "model.safetensors").write_bytes(b"another")
+    assert digits.stack.cli(*check, "--key", keys).code == 104
+
+
 def test_a_verdict_in_which_a_byte_was_changed_is_refused(digits: Run, tmp_path: Path) -> None:
     assert digits.stack.cli("pull", digits.job, "-o", tmp_path).code == 0
     verdict = tmp_path / "verdict.json"
