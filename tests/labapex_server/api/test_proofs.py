@@ -73,9 +73,11 @@ def test_a_rejected_job_has_a_proof_too_by_command_with_what_there_is_of_it(
     lease = Lease.objects.select_related("job").get(pk=run.lease.pk)
     verification.challenge(lease)
     verification.reject_late(lease)
-    monkeypatch.setenv("LABAPEX_TOKEN", accounts.issue_token(researcher, name="test"))
-    with serving() as url:
-        results.pull(str(run.lease.job_id), proof=tmp_path / "proof", url=url, json=True)
+    with serving() as url, client(url, researcher) as mine:
+        monkeypatch.setattr(
+            results, "connect", lambda url: mine
+        )  # the command leaves its connection to the process's end
+        results.pull(str(run.lease.job_id), proof=tmp_path / "proof", json=True)
     proof = folder.read(tmp_path / "proof")
     assert proof.states == frozenset()
     assert json.loads(capsys.readouterr().out)["proof_root"] == proof.manifest.proof_root
