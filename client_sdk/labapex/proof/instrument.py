@@ -10,8 +10,8 @@
                                       while L.turn() and (COND): BODY
                                   finally: L.exit()
 
-`enumerate` and `zip` in a loop's head become twins that can be started again. Line numbers stay, so tracebacks and the names
-of loops are those of the client's file.
+`enumerate` and `zip` in a loop's head, where they are Python's own, become twins that can be started again. Line numbers
+stay, so tracebacks and the names of loops are those of the client's file.
 """
 
 from __future__ import annotations
@@ -112,11 +112,10 @@ def _call(method: str, *args: ast.expr) -> ast.expr:
 
 
 def _restartable(head: ast.expr) -> ast.expr:
-    """`enumerate(..)` and `zip(..)` in a loop's head, replaced by twins whose `iter()` starts anew."""
+    """`enumerate(..)` and `zip(..)` in a loop's head, as `twin(enumerate)(..)`: it decides whether they are the built-in ones."""
     if isinstance(head, ast.Call) and isinstance(head.func, ast.Name) and head.func.id in ("enumerate", "zip"):
         head.args = [_restartable(a) for a in head.args]
-        twin = ast.Attribute(ast.Name(HANDLE, ast.Load()), head.func.id, ast.Load())
-        return ast.copy_location(ast.Call(twin, head.args, head.keywords), head)
+        return ast.copy_location(ast.Call(_call("twin", head.func), head.args, head.keywords), head)
     return head
 
 
@@ -124,4 +123,7 @@ def _guarded(variable: str, start: ast.expr, loop: ast.stmt) -> list[ast.stmt]:
     leave = ast.Expr(ast.Call(ast.Attribute(ast.Name(variable, ast.Load()), "exit", ast.Load()), [], []))
     assign = ast.Assign([ast.Name(variable, ast.Store())], start)
     guard = ast.Try([loop], [], [], [leave])
-    return [ast.copy_location(assign, loop), ast.copy_location(guard, loop)]
+    for statement in (assign, leave):  # on the head's first line: a call is reported where its method's name ends
+        ast.copy_location(statement, loop).end_lineno = loop.lineno
+        statement.end_col_offset = loop.col_offset
+    return [assign, ast.copy_location(guard, loop)]

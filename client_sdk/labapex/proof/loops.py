@@ -141,6 +141,13 @@ class Zip:
         return builtins.zip(*[iter(i) for i in self.iterables], strict=self.strict)
 
 
+def twin(function: Any) -> Any:
+    """What stands for a function in a loop's head: something that can be started again, where we have it."""
+    if function is builtins.enumerate:
+        return Enumerate
+    return Zip if function is builtins.zip else function
+
+
 class _Collecting:
     """While a loop's iterator is made or advanced, passes over loaders that are created belong to this loop."""
 

@@ -32,7 +32,7 @@ from labapex.proof import loaders, loops
 from labapex.proof.clock import mark_clocks
 from labapex.proof.instrument import execute
 from labapex.proof.liveness import live_names
-from labapex.proof.loops import Each, Enumerate, Loop, Turns, Zip
+from labapex.proof.loops import Each, Loop, Turns
 from labapex.proof.randomness import derive, mix_in, seed_everything
 from labapex.proof.state import State
 from labapex.proof.walk import Capture, Memory, Restore, stale
@@ -160,8 +160,7 @@ class Engine:
         frame = loops.caller(1)
         return self._enter(Turns(self, name, frame), frame)
 
-    enumerate = Enumerate
-    zip = Zip
+    twin = staticmethod(loops.twin)
 
     def _enter(self, loop: L, frame: FrameType) -> L:
         self.loops.setdefault(id(frame), []).append(loop)
