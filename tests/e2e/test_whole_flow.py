@@ -60,7 +60,7 @@ def example(name: str, into: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def digits(stack: Stack) -> Iterator[Run]:
+def digits(stack: Stack) -> Run:
     folder = example("digits", stack.folder)
     with stack.worker("honest") as worker:
         command = stack.begin("run", folder, "--yes", "--json")
@@ -72,7 +72,8 @@ def digits(stack: Stack) -> Iterator[Run]:
 
         kept = stack.folder / "executable"
         shutil.copy(stack.until("the worker has the executable", fetched), kept)
-        yield Run(stack, command.wait(), kept, Home(worker.home).load(), folder)
+        said = command.wait()
+    return Run(stack, said, kept, Home(worker.home).load(), folder)
 
 
 def test_the_digits_are_verified_and_every_figure_is_told(digits: Run) -> None:
@@ -153,8 +154,9 @@ def _another(value: Any) -> Any:
     ) + value[1:]
 
 
-def test_a_loop_without_a_loader_is_verified(stack: Stack, digits: Run) -> None:
-    said = stack.cli("run", example("chargpt", stack.folder), "--yes", "--json")
+def test_a_loop_without_a_loader_is_verified(stack: Stack) -> None:
+    with stack.worker("patient"):
+        said = stack.cli("run", example("chargpt", stack.folder), "--yes", "--json")
     assert said.code == 0, said.err
     summary = said.summary
     assert summary["verdict"] == "verified"
@@ -175,7 +177,7 @@ def secrets_of(folder: Path) -> list[bytes]:
         with zipfile.ZipFile(path) as archive:
             data += [archive.read(name) for name in archive.namelist()]
     for content in data:
-        windows = [content[at : at + 64] for at in range(0, len(content) - 64, max(1, len(content) // 100))]
+        windows = [content[at : at + 64] for at in range(0, len(content) - 64, max(1, len(content) // 30))]
         found += [window for window in windows if len(set(window)) > 4]  # not a run of zeros, which is everywhere
     return found
 
@@ -192,9 +194,11 @@ def contents(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def test_neither_the_bytes_of_an_executable_nor_what_is_extracted_show_script_or_data(digits: Run) -> None:
-    secrets = secrets_of(digits.folder)
+    # A few lines stand in Python's own library too: what the runner says without any job is no secret of this one.
+    known = b"".join(content for _, content in contents(ROOT / "build" / "runner" / "runner"))
+    secrets = [secret for secret in secrets_of(digits.folder) if secret not in known]
     script = (digits.folder / "train.py").read_bytes()
-    assert len(secrets) > 100
+    assert len(secrets) > 60
     assert sum(secret in script for secret in secrets) > 40  # the search finds what is there to be found
     whole = digits.executable.read_bytes()
     assert [secret for secret in secrets if secret in whole] == []
