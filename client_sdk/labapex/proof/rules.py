@@ -171,7 +171,8 @@ def batch_order(evidence: Evidence) -> Outcome:
 def point_loss(evidence: Evidence) -> Outcome:
     """Ours. |logged - recomputed| loss of single iterations, at committed weights, exact batch and randomness.
 
-    Between equal classes every iteration of a replayed segment must agree exactly; else the first of each, relatively.
+    Every iteration of a segment whose replay ends in the committed state, or between equal classes, must agree exactly;
+    else the first of each segment, relatively.
     Value: the largest difference. Unit: that of the loss. Cannot see iterations that were not drawn."""
     report = evidence.replay
     if report is None or not report.segments:
@@ -180,12 +181,15 @@ def point_loss(evidence: Evidence) -> Outcome:
     for segment in report.segments:
         logged = list(evidence.losses[segment.start : segment.stop])
         recomputed = uncolumn(segment.losses)
-        if not evidence.one_class:
+        exact = evidence.one_class or _leaf_is(evidence, segment.leaf + 1, state=segment.state)
+        if not exact:
             logged, recomputed = logged[:1], recomputed[:1]
         if len(logged) != len(recomputed):
             return float(len(recomputed)), float(len(logged)), "fail", f"iterations {segment.start} to {segment.stop}"
         for step, (a, b) in enumerate(zip(logged, recomputed, strict=True), start=segment.start):
-            difference = _difference(a, b) / (1.0 if evidence.one_class else max(1.0, abs(a)))
+            difference = _difference(a, b) / (1.0 if exact else max(1.0, abs(a)))
+            if exact and difference:
+                return _finite(difference), 0.0, "fail", f"at iteration {step}, which was reproduced exactly"
             if difference > worst:
                 worst, where = difference, step
     limit = 0.0 if evidence.one_class else POINT_LOSS_DELTA

@@ -64,8 +64,9 @@ def run(
     threads: int,
     seconds: float,
     beat: Callable[[], None],
+    runner: Path | None = None,
 ) -> M:
-    """Hand `request` to the runner in `folder` and read its report.
+    """Hand `request` to the runner in `folder` and read its report. `runner`: another one than the current.
 
     `beat` is called every two seconds; when it raises, the child is killed.
     Raises `ChildFailed`, `ChildTimedOut`, `SandboxUnavailable`, and `MalformedInput` for a report that is none.
@@ -73,8 +74,8 @@ def run(
     (folder / "request.json").write_bytes(canonical(request))
     (folder / "tmp").mkdir(mode=0o700)
     process = sandbox.popen(
-        [*_command(), mode, str(folder)],
-        _confinement(folder, threads),
+        [*_command(runner), mode, str(folder)],
+        _confinement(folder, threads, _command(runner)),
         wrapper=_dies_with_us(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -110,9 +111,9 @@ def open_hostile(path: Path, *, limit: int) -> IO[bytes]:
     return file
 
 
-def _command() -> list[str]:
+def _command(runner: Path | None) -> list[str]:
     config = settings.LABAPEX
-    return list(config.runner_command) or [str(config.runner_dir / "runner")]
+    return list(config.runner_command) or [str(runner or config.runner_dir / "runner")]
 
 
 def _site_packages() -> str:
@@ -120,11 +121,11 @@ def _site_packages() -> str:
     return named or os.pathsep.join(dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))))
 
 
-def _confinement(folder: Path, threads: int) -> sandbox.Confinement:
+def _confinement(folder: Path, threads: int, command: list[str]) -> sandbox.Confinement:
     config = settings.LABAPEX
     packages = _site_packages()
     visible = [Path(path) for path in packages.split(os.pathsep)]
-    visible += [Path(word) for word in _command() if Path(word).is_absolute() and Path(word).exists()]
+    visible += [Path(word) for word in command if Path(word).is_absolute() and Path(word).exists()]
     if config.runner_command:  # the runner's place is taken by a program of this interpreter
         visible += sandbox.python_paths()
     return sandbox.Confinement(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import threading
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +16,7 @@ from labapex.protocol.contract import Contract, ScriptFacts
 from labapex.protocol.manifest import Manifest, Section
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
+from labapex_server.lib.errors import Conflict
 from labapex_server.marketplace.models import Lease
 
 _loading = threading.Lock()
@@ -29,9 +32,43 @@ def runner() -> Runner:
         return _load(folder, stamps)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _load(folder: Path, stamps: tuple[int, ...]) -> Runner:
     return load_runner(folder)
+
+
+def runner_of(lease: Lease) -> Path:
+    """The very runner that a lease was given, as a program: after an upgrade too, its work is judged by its own engine."""
+    return _kept(Manifest.model_validate(lease.manifest).runner) / "runner"
+
+
+def _kept(digest: str) -> Path:
+    folder: Path = settings.LABAPEX.home / "runners" / digest
+    return folder
+
+
+def _keep(made: Runner) -> None:
+    """Copy the current runner to where it is found by its digest. Raises `Conflict` while it is being replaced."""
+    final = _kept(made.digest)
+    if final.exists():
+        return
+    draft = Path(tempfile.mkdtemp(prefix="draft-", dir=settings.LABAPEX.private_folder("runners")))
+    try:
+        with (draft / "runner").open("wb") as whole:
+            for part in (made.bootloader, made.archive):
+                shutil.copyfile(part, draft / part.name)
+                whole.write((draft / part.name).read_bytes())
+        (draft / "runner").chmod(0o755)
+        draft.chmod(0o755)  # the sandbox's user looks in; `home` above stays closed
+        if load_runner(draft).digest != made.digest:
+            raise Conflict("the runner is being replaced; try again")
+        try:
+            draft.rename(final)
+        except OSError:
+            if not final.exists():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def contract(job: Job, *, lease: UUID, seed: str) -> Contract:
@@ -55,6 +92,7 @@ def contract(job: Job, *, lease: UUID, seed: str) -> Contract:
 def manifest(job: Job, *, terms: Contract, worker: UUID, expires_at: int) -> Manifest:
     """What is signed: this runner, these sections, for this worker, under these terms."""
     made = runner()
+    _keep(made)
     sections = [describe(_index(job))]
     sections += [Section(digest=blob.sealed_digest, size=blob.sealed_size) for _, blob in jobs.parts(job)]
     return Manifest(
@@ -72,7 +110,8 @@ def executable_parts(lease: Lease) -> Layout:
     """All of a lease's executable in order, to be streamed from any offset."""
     job = lease.job
     sections: list[bytes | Path] = [_index(job), *(blob.path for _, blob in jobs.parts(job))]
-    return layout(runner(), sections, Manifest.model_validate(lease.manifest), bytes(lease.manifest_signature))
+    made = _load(runner_of(lease).parent, ())
+    return layout(made, sections, Manifest.model_validate(lease.manifest), bytes(lease.manifest_signature))
 
 
 def _index(job: Job) -> bytes:

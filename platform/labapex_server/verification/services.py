@@ -26,6 +26,7 @@ from labapex_server.jobs.blobs import Readable
 from labapex_server.jobs.models import Job
 from labapex_server.lib import childprocess, clock, keys
 from labapex_server.lib.errors import Conflict, Missing, NotFinishedYet, Refused
+from labapex_server.marketplace.executables import runner_of
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry.signals import progressed
 from labapex_server.verification import evidence, judgement, openings
@@ -200,6 +201,7 @@ def verify(lease: Lease, *, beat: Callable[[], None]) -> None:
             threads=contract.threads,
             seconds=settings.LABAPEX.replay_seconds,
             beat=beat,
+            runner=runner_of(lease),
         )
         weights = None if replay.problem else _keep_weights(lease, folder / "weights.safetensors")
     given = judgement.verdict(

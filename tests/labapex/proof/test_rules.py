@@ -181,6 +181,13 @@ def test_a_worker_whose_class_is_not_known_is_measured_not_believed() -> None:
     assert decide(judge(evidence))[:2] == ("rejected", "replay")
 
 
+def test_a_false_class_does_not_hide_a_false_loss_in_a_segment_that_was_reproduced() -> None:
+    start, stop = STEPS[2], STEPS[3]
+    recomputed = column([LOSSES[start], *(0.9 * loss for loss in LOSSES[start + 1 : stop])])
+    lied = replace(with_segment(HONEST, 2, losses=recomputed), worker_environment=ELSEWHERE)
+    assert decide(judge(lied))[:2] == ("rejected", "point-loss")
+
+
 def test_published_thresholds_accept_doing_nothing_and_so_do_not_decide() -> None:
     nothing = Distances(l1=0.1, l2=0.1, linf=0.1, cos=0.0, relative=1.0)
     evidence = with_segment(HONEST, ASKED[-1], state=sha("untouched"), distances=nothing)
