@@ -15,6 +15,7 @@ WEIGHTS: dict[str, Weight] = {
     "opening": Weight.DECIDES,
     "log-chain": Weight.DECIDES,
     "log-count": Weight.DECIDES,
+    "uniqueness": Weight.DECIDES,
     "initialisation": Weight.DECIDES,
     "batch-order": Weight.DECIDES,
     "point-loss": Weight.DECIDES,
@@ -23,6 +24,7 @@ WEIGHTS: dict[str, Weight] = {
     "replay-top-q": Weight.INFORMS,
     "vmo": Weight.INFORMS,
     "pev": Weight.INFORMS,
+    "pace": Weight.SUSPECTS,
     "gpu-utilisation": Weight.SUSPECTS,
     "gpu-memory": Weight.SUSPECTS,
 }

@@ -11,55 +11,23 @@ import hashlib
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
 
 from labapex.proof.challenge import largest_updates
+from labapex.proof.evidence import Evidence as Evidence
+from labapex.proof.evidence import Outcome, passes
 from labapex.proof.policy import weight
+from labapex.proof.signs import gpu_memory, gpu_utilisation, pace
 from labapex.protocol.canonical import digest
-from labapex.protocol.contract import Contract, Environment
-from labapex.protocol.records import Leaf, Sample, column, uncolumn
-from labapex.protocol.replay import ReplayReport, SegmentReport
+from labapex.protocol.records import column, uncolumn
+from labapex.protocol.replay import SegmentReport
 from labapex.protocol.verdict import RuleResult
 
-ALPHA = 0.4  # LAB 2.1: share of utilisation samples above their mean
-UTILISATION_FLOOR = 5.0  # percent: below this mean a device idles
-SATURATED = 90.0  # percent: a device at its limit all the time has no samples above its mean
-MEMORY_STEP = 0.05  # LAB 2.1, "approximately 0": largest late change as a share of the peak
-FEWEST_SAMPLES = 8
 DELTA = 0.01  # JIA VI-C: two magnitudes below the reference distance
 RELATIVE_DELTA = 0.02  # between different classes of hosts, k <= 5, moderate learning rate
 NORM_TOLERANCE = 1e-6  # relative: a sum of squares may be taken in another order
 _NOTHING = hashlib.sha256(b"").hexdigest()  # `Leaf.batches` of the first leaf
 POINT_LOSS_DELTA = 1e-6  # between different classes of hosts, relative to the loss
-
-Outcome = tuple[float | str | None, float | str | None, Literal["pass", "fail", "not-applicable"], str]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that is known of a finished lease. `losses` and `times` have one entry an iteration, in order."""
-
-    contract: Contract
-    losses: Sequence[float]
-    times: Sequence[float]
-    samples: Sequence[Sample]
-    leaves: Sequence[Leaf]
-    leaf_received_at: Sequence[float]
-    chain_problem: str | None
-    replay: ReplayReport | None
-    opening_problem: str | None
-    worker_environment: Environment | None
-    verifier_environment: Environment | None
-    top_q: int
-    pev_percent: float
-    asked: Sequence[int] = field(default=())  # segments that the challenge drew
-
-    @property
-    def one_class(self) -> bool:
-        """Whether worker and verifier reproduce each other bit for bit, so that digests must be equal."""
-        return self.worker_environment is not None and self.worker_environment == self.verifier_environment
 
 
 def judge(evidence: Evidence) -> list[RuleResult]:
@@ -95,7 +63,7 @@ def opening(evidence: Evidence) -> Outcome:
         return None, None, "not-applicable", "nothing was opened"
     wrong = evidence.replay.mismatched
     detail = f"the states of leaves {_few(wrong)} are not those that were committed" if wrong else ""
-    return float(len(wrong)), 0.0, _passes(not wrong), detail
+    return float(len(wrong)), 0.0, passes(not wrong), detail
 
 
 def log_chain(evidence: Evidence) -> Outcome:
@@ -103,7 +71,7 @@ def log_chain(evidence: Evidence) -> Outcome:
 
     Value: "unbroken" or what is broken. Cannot see whether what was logged is true."""
     problem = evidence.chain_problem or _leaf_chain_problem(evidence)
-    return problem or "unbroken", "unbroken", _passes(problem is None), ""
+    return problem or "unbroken", "unbroken", passes(problem is None), ""
 
 
 def _leaf_chain_problem(evidence: Evidence) -> str | None:
@@ -130,7 +98,28 @@ def log_count(evidence: Evidence) -> Outcome:
         if n == due
         else f"{evidence.contract.epochs} epochs of {evidence.contract.facts.iterations_per_epoch} are due"
     )
-    return float(n), float(due), _passes(n == due), detail
+    return float(n), float(due), passes(n == due), detail
+
+
+def uniqueness(evidence: Evidence) -> Outcome:
+    """Ours. No state is one that another lease had committed to before. Value: leaves with such a state; limit 0.
+
+    Under another seed every state is another one, where the initial parameters follow from the seed (d_ref > 0); other
+    scripts are not looked at. A state that the replay reached itself is honest wherever else it occurs, and one that is no
+    longer finite says nothing. Cannot see a copy that was changed in one bit, nor runs that were never committed here."""
+    report = evidence.replay
+    if evidence.known is None:
+        return None, 0.0, "not-applicable", "no other leases' states are at hand"
+    if report is None or not report.reference_distance:
+        return None, 0.0, "not-applicable", "it is not known that the script's start follows from its seed"
+    reached = {report.initial_state} | {s.state for s in report.segments}
+    copied = [
+        leaf.index
+        for leaf in evidence.leaves
+        if leaf.state in evidence.known and leaf.state not in reached and leaf.update_norm is not None
+    ]
+    detail = f"leaves {_few(copied)} are states that another lease had committed to before" if copied else ""
+    return float(len(copied)), 0.0, passes(not copied), detail
 
 
 def initialisation(evidence: Evidence) -> Outcome:
@@ -141,7 +130,7 @@ def initialisation(evidence: Evidence) -> Outcome:
         return None, "equal", "not-applicable", "the initial state was not recomputed"
     equal = evidence.leaves[0].state == evidence.replay.initial_state
     detail = "" if equal else "the run did not start from the state that the lease's seed gives"
-    return "equal" if equal else "different", "equal", _passes(equal), detail
+    return "equal" if equal else "different", "equal", passes(equal), detail
 
 
 def batch_order(evidence: Evidence) -> Outcome:
@@ -165,7 +154,7 @@ def batch_order(evidence: Evidence) -> Outcome:
         due = report.batches
         wrong = [n for n, batches in enumerate(due) if not _leaf_is(evidence, n + 1, batches=batches)]
     detail = f"leaves {_few([n + 1 for n in wrong])} commit to other batches than the seed gives" if wrong else ""
-    return float(len(wrong)), 0.0, _passes(not wrong), detail
+    return float(len(wrong)), 0.0, passes(not wrong), detail
 
 
 def point_loss(evidence: Evidence) -> Outcome:
@@ -194,7 +183,7 @@ def point_loss(evidence: Evidence) -> Outcome:
                 worst, where = difference, step
     limit = 0.0 if evidence.one_class else POINT_LOSS_DELTA
     detail = f"largest at iteration {where}" if where >= 0 else ""
-    return _finite(worst), limit, _passes(worst <= limit), detail
+    return _finite(worst), limit, passes(worst <= limit), detail
 
 
 def replay(evidence: Evidence) -> Outcome:
@@ -214,12 +203,12 @@ def replay(evidence: Evidence) -> Outcome:
         detail = (
             f"segments {_few([s.leaf for s in wrong])} end in another state than the committed one" if wrong else ""
         )
-        return float(len(wrong)), 0.0, _passes(not wrong), detail
+        return float(len(wrong)), 0.0, passes(not wrong), detail
     errors = [_relative_error(evidence, s) for s in report.segments]
     known = [e for e in errors if e is not None]
     worst = max(known, default=math.inf) if len(known) == len(errors) else math.inf
     detail = "worker and verifier are of different classes; the line is not calibrated for this pair"
-    return _finite(worst), RELATIVE_DELTA, _passes(worst <= RELATIVE_DELTA), detail
+    return _finite(worst), RELATIVE_DELTA, passes(worst <= RELATIVE_DELTA), detail
 
 
 def leaf_claims(evidence: Evidence) -> Outcome:
@@ -237,7 +226,7 @@ def leaf_claims(evidence: Evidence) -> Outcome:
             if not _near(claimed, segment.update_norm):
                 wrong.append(segment.leaf + 1)
     detail = f"leaves {_few(wrong)} claim other updates than those that took place" if wrong else ""
-    return float(len(wrong)), 0.0, _passes(not wrong), detail
+    return float(len(wrong)), 0.0, passes(not wrong), detail
 
 
 def replay_top_q(evidence: Evidence) -> Outcome:
@@ -258,7 +247,7 @@ def replay_top_q(evidence: Evidence) -> Outcome:
             "fail",
             "a replayed state differs, and the committed one was not opened to measure by how much",
         )
-    return max(known), DELTA, _passes(max(known) < DELTA), f"d_ref {reference:.4g}: two seeds' initial parameters apart"
+    return max(known), DELTA, passes(max(known) < DELTA), f"d_ref {reference:.4g}: two seeds' initial parameters apart"
 
 
 def vmo(evidence: Evidence) -> Outcome:
@@ -270,7 +259,7 @@ def vmo(evidence: Evidence) -> Outcome:
     if not known:
         return None, None, "not-applicable", "no replayed segment has a distance and a gradient norm"
     distance, limit = max(known, key=lambda pair: pair[0] - pair[1])
-    return distance, limit, _passes(distance < limit or distance == 0.0), ""
+    return distance, limit, passes(distance < limit or distance == 0.0), ""
 
 
 def pev(evidence: Evidence) -> Outcome:
@@ -291,41 +280,14 @@ def pev(evidence: Evidence) -> Outcome:
             worst = difference, limit, found.epoch
     if worst is None:
         return None, None, "not-applicable", "no epoch has finite losses and an evaluated checkpoint"
-    return worst[0], worst[1], _passes(worst[0] < worst[1]), f"epoch {worst[2]}, N = {evidence.pev_percent:g} %"
-
-
-def gpu_utilisation(evidence: Evidence) -> Outcome:
-    """LAB 2.1. Share of utilisation samples above their mean >= alpha = 0.4, with a floor on the mean.
-
-    The share alone is scale-free: it refuses a saturated device and passes an idle one that flickers. So saturation
-    passes, and a mean under 5 % fails. Can be made up by whoever owns the host: it only raises suspicion."""
-    readings = [s.utilisation for s in evidence.samples]
-    if len(readings) < FEWEST_SAMPLES:
-        return None, ALPHA, "not-applicable", f"{len(readings)} samples, at least {FEWEST_SAMPLES} are needed"
-    mean = statistics.fmean(readings)
-    share = sum(u > mean for u in readings) / len(readings)
-    good = mean >= UTILISATION_FLOOR and (share >= ALPHA or mean >= SATURATED)
-    return share, ALPHA, _passes(good), f"mean {mean:.0f} % of the {_source(evidence)}"
-
-
-def gpu_memory(evidence: Evidence) -> Outcome:
-    """LAB 2.1. Memory rises steeply at first, then stays: |m_{i+1} - m_i| ~ 0 for large i.
-
-    Value: the largest change between samples of the run's second half, as a share of the peak; limit 5 %. Memory may be
-    allocated and not used: it only raises suspicion."""
-    used = [s.memory for s in evidence.samples]
-    if len(used) < FEWEST_SAMPLES or max(used) == 0:
-        return None, MEMORY_STEP, "not-applicable", f"{len(used)} samples, at least {FEWEST_SAMPLES} are needed"
-    late = used[len(used) // 2 :]
-    change = max((abs(b - a) for a, b in pairwise(late)), default=0) / max(used)
-    rose = max(used[: len(used) // 2]) >= used[0]
-    return change, MEMORY_STEP, _passes(rose and change <= MEMORY_STEP), f"memory of the {_source(evidence)}"
+    return worst[0], worst[1], passes(worst[0] < worst[1]), f"epoch {worst[2]}, N = {evidence.pev_percent:g} %"
 
 
 RULES: dict[str, Callable[[Evidence], Outcome]] = {
     "opening": opening,
     "log-chain": log_chain,
     "log-count": log_count,
+    "uniqueness": uniqueness,
     "initialisation": initialisation,
     "batch-order": batch_order,
     "point-loss": point_loss,
@@ -334,6 +296,7 @@ RULES: dict[str, Callable[[Evidence], Outcome]] = {
     "replay-top-q": replay_top_q,
     "vmo": vmo,
     "pev": pev,
+    "pace": pace,
     "gpu-utilisation": gpu_utilisation,
     "gpu-memory": gpu_memory,
 }
@@ -382,14 +345,6 @@ def _losses_digest(losses: Sequence[float]) -> str:
 
 def _finite(value: float) -> float | str:
     return value if math.isfinite(value) else "not finite"
-
-
-def _passes(good: bool) -> Literal["pass", "fail"]:
-    return "pass" if good else "fail"
-
-
-def _source(evidence: Evidence) -> str:
-    return "GPU, by NVML" if any(s.source == "nvml" for s in evidence.samples) else "CPU: the host has no NVIDIA driver"
 
 
 def _few(numbers: Sequence[int]) -> str:

@@ -60,6 +60,7 @@ class Leaf(models.Model):
 
     class Meta:
         constraints = (models.UniqueConstraint(fields=["log", "index"], name="one_leaf_per_index"),)
+        indexes = (models.Index(fields=["state"], name="leaf_by_state"),)  # whose state is it?
 
     def __str__(self) -> str:
         return f"leaf {self.index} of {self.log_id}"

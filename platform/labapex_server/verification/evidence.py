@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from django.db.models import Exists, OuterRef
+
 from labapex.errors import MalformedInput, Tampered
+from labapex.protocol import records
 from labapex.protocol.frames import Data, fin_bytes, frame_hash, genesis
-from labapex.protocol.records import Leaf, Sample, uncolumn
+from labapex.protocol.records import Sample, uncolumn
 from labapex.sealing import open_frame, verify
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
-from labapex_server.telemetry.models import Frame, Log
+from labapex_server.telemetry.models import Frame, Leaf, Log
 
 
 @dataclass
@@ -20,8 +23,9 @@ class Record:
     losses: list[float] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    leaves: list[Leaf] = field(default_factory=list)
+    leaves: list[records.Leaf] = field(default_factory=list)
     leaf_received_at: list[float] = field(default_factory=list)
+    known: frozenset[str] = frozenset()  # states of its leaves that other leases had committed to before
     frames: int = 0
     chain_problem: str | None = None
 
@@ -36,11 +40,18 @@ def read(lease: Lease) -> Record:
     for leaf in log.leaves.order_by("index"):
         record.leaves.append(leaf.record)
         record.leaf_received_at.append(leaf.received_at)
+    record.known = _known(log)
     try:
         _frames(lease, log, record)
     except (MalformedInput, ValueError) as error:
         record.chain_problem = str(error)
     return record
+
+
+def _known(log: Log) -> frozenset[str]:
+    """Which of a log's states came earlier in another lease's log. Who copied from whom is told by the time of receipt."""
+    elsewhere = Leaf.objects.filter(state=OuterRef("state"), received_at__lt=OuterRef("received_at")).exclude(log=log)
+    return frozenset(log.leaves.filter(Exists(elsewhere)).values_list("state", flat=True))
 
 
 def _frames(lease: Lease, log: Log, record: Record) -> None:

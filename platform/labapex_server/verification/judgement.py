@@ -99,6 +99,8 @@ def _evidence(
         top_q=lease.job.job_spec.top_q,
         pev_percent=pev_percent,
         asked=tuple(segments),
+        iteration_seconds=lease.job.iteration_seconds,
+        known=record.known,
     )
 
 

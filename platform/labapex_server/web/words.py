@@ -63,6 +63,8 @@ RULES: dict[str, str] = {
     "gpu-memory": "The device's memory was in use as a training run uses it.",
     "pev": "Probabilistic epoch validation: the loss of sampled iterations, from each epoch's weights, fits the log.",
     "point-loss": "The logged loss of drawn iterations, computed again from the committed weights and the exact batch.",
+    "uniqueness": "No committed state is one that another lease had committed to before.",
+    "pace": "The run took a time that training can take, and its clock agrees with the arrival of its commitments.",
     "initialisation": "Training began from exactly the weights that the lease's seed decides.",
     "batch-order": "The batches came in exactly the order that the lease's seed decides.",
     "replay": "Segments drawn after the commitment, trained again: the end state must be the committed one.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -89,6 +90,7 @@ HONEST = Evidence(
     contract=CONTRACT, losses=LOSSES, times=[float(n) for n in range(20)], samples=[], leaves=leaves(LOSSES),
     leaf_received_at=[float(n) for n in range(len(STEPS))], chain_problem=None, replay=REPORT, opening_problem=None,
     worker_environment=HERE, verifier_environment=HERE, top_q=1, pev_percent=10, asked=ASKED,
+    iteration_seconds=2.0, known=frozenset({sha("elsewhere")}),
 )  # fmt: skip
 
 
@@ -137,6 +139,7 @@ LIES: dict[str, tuple[str, Evidence]] = {
     "leaves come out of order": ("log-chain", replace(HONEST, leaf_received_at=[3, 2, *HONEST.leaf_received_at[2:]])),
     "an iteration is missing": ("log-count", replace(HONEST, losses=LOSSES[:-1])),
     "an iteration is too many": ("log-count", replace(HONEST, losses=[*LOSSES, 0.1])),
+    "a state was copied from another lease": ("uniqueness", replace(with_leaf(2, state=sha("copied")), known={sha("copied")})),
     "it began elsewhere": ("initialisation", with_leaf(0, state=sha("stolen"))),
     "it took other batches": ("batch-order", with_leaf(4, batches=sha("easy ones"))),
     "its losses were invented": ("point-loss", with_segment(HONEST, 2, losses=column(
@@ -230,6 +233,65 @@ TELEMETRY: list[tuple[list[Sample], str, str]] = [
 def test_telemetry_suspects_and_never_decides(given_samples: list[Sample], rule: str, expected: str) -> None:
     results = judge(replace(HONEST, samples=given_samples))
     assert {r.rule: r.result for r in results}[rule] == expected
+    assert decide(results)[0] == "verified"
+
+
+def outcome(evidence: Evidence, rule: str) -> str:
+    return next(r.result for r in judge(evidence) if r.rule == rule)
+
+
+def test_a_state_that_its_own_seed_leads_to_is_honest_wherever_else_it_occurs() -> None:
+    """The first, and the ends of replayed segments: a script may come to one state from all seeds."""
+    reached = {HONEST.leaves[0].state, *(HONEST.leaves[n + 1].state for n in ASKED)}
+    assert outcome(replace(HONEST, known=reached), "uniqueness") == "pass"
+    assert outcome(replace(HONEST, known={HONEST.leaves[2].state}), "uniqueness") == "fail"
+
+
+def test_no_script_is_refused_for_states_that_its_seed_does_not_decide() -> None:
+    everything = {leaf.state for leaf in HONEST.leaves}
+    for distance in (None, 0.0):
+        evidence = replace(told(HONEST, reference_distance=distance), known=everything)
+        assert outcome(evidence, "uniqueness") == "not-applicable"
+    diverged = replace(with_leaf(2, update_norm=None), known={HONEST.leaves[2].state})
+    assert outcome(diverged, "uniqueness") == "pass"  # two runs that fell to NaN look alike
+    assert outcome(replace(HONEST, known=None), "uniqueness") == "not-applicable"
+
+
+def at_pace(seconds: float) -> list[float]:
+    return [1e9 + seconds * n for n in range(20)]
+
+
+def paced(times: list[float], *, late: float = 60.0, **changes: Any) -> Evidence:
+    """Evidence with these times, and leaves that arrive somewhat after the last iteration of an honest run."""
+    return replace(HONEST, times=times, leaf_received_at=[1e9 + late + n for n in range(len(STEPS))], **changes)
+
+
+PACES: dict[str, tuple[str, Evidence]] = {
+    "as in the preflight": ("pass", paced(at_pace(2.0))),
+    "ten times as fast": ("pass", paced(at_pace(0.2))),
+    "far faster than its class": ("fail", paced(at_pace(0.05))),
+    "as fast as a GPU": ("pass", paced(at_pace(0.05), verifier_environment=ELSEWHERE)),
+    "all at once": ("fail", paced(at_pace(0.0), verifier_environment=ELSEWHERE)),
+    "one epoch at once": ("fail", paced([*at_pace(2.0)[:10], *[1e9 + 18.5] * 10])),
+    "backwards": ("fail", paced(at_pace(-2.0))),
+    "a clock that was set back by half a second": (
+        "pass",
+        paced([*at_pace(2.0)[:10], *[t - 2.5 for t in at_pace(2.0)[10:]]]),
+    ),
+    "not a time": ("fail", paced([math.nan, *at_pace(2.0)[1:]])),
+    "endless": ("fail", paced([*at_pace(2.0)[:-1], math.inf])),
+    "committed before it took place": ("fail", paced(at_pace(2.0), late=-3600)),
+    "an hour late": ("pass", paced(at_pace(2.0), late=3600)),
+    "no preflight": ("not-applicable", paced(at_pace(0.0), iteration_seconds=None)),
+    "nothing logged": ("not-applicable", paced([])),
+}
+
+
+@pytest.mark.parametrize("run", PACES)
+def test_pace_suspects_what_no_device_can_do(run: str) -> None:
+    expected, evidence = PACES[run]
+    results = judge(evidence)
+    assert {r.rule: r.result for r in results}["pace"] == expected
     assert decide(results)[0] == "verified"
 
 

@@ -202,6 +202,20 @@ def test_a_verdict_is_signed_and_names_every_rule(rig: Host, researcher: User) -
     assert signed.verdict.cost.all_checkpoint_bytes == run.executable.state_size * len(run.lease.terms.leaf_steps())
 
 
+def test_whoever_committed_to_a_state_first_is_not_the_one_who_copied_it(rig: Host, researcher: User) -> None:
+    first = paid_run(rig, researcher)
+    finished(first)
+    second = paid_run(rig, researcher)
+    finished(second)
+    mine, copied = Log.objects.get(lease=first.lease), Log.objects.get(lease=second.lease)
+    mine.leaves.update(state="0" * 64, received_at=1.0)
+    mine.leaves.filter(index=2).update(state="a" * 64)
+    copied.leaves.update(received_at=2.0)
+    copied.leaves.filter(index=3).update(state="a" * 64)
+    assert evidence.read(first.lease).known == frozenset()
+    assert evidence.read(second.lease).known == {"a" * 64}
+
+
 def test_an_end_states_money_follows_the_verdict(rig: Host, researcher: User, host: User) -> None:
     run = paid_run(rig, researcher)
     job = finished(run)

@@ -1,0 +1,45 @@
+"""What a verdict rests on: all that is known of a finished lease, gathered by the platform or read from a proof folder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from labapex.protocol.contract import Contract, Environment
+from labapex.protocol.records import Leaf, Sample
+from labapex.protocol.replay import ReplayReport
+
+Outcome = tuple[float | str | None, float | str | None, Literal["pass", "fail", "not-applicable"], str]
+"""A rule's value, its limit, its result, and what there is to say of it."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a finished lease. `losses` and `times` have one entry an iteration, in order."""
+
+    contract: Contract
+    losses: Sequence[float]
+    times: Sequence[float]
+    samples: Sequence[Sample]
+    leaves: Sequence[Leaf]
+    leaf_received_at: Sequence[float]
+    chain_problem: str | None
+    replay: ReplayReport | None
+    opening_problem: str | None
+    worker_environment: Environment | None
+    verifier_environment: Environment | None
+    top_q: int
+    pev_percent: float
+    asked: Sequence[int] = field(default=())  # segments that the challenge drew
+    iteration_seconds: float | None = None  # the preflight's median, on the platform
+    known: Collection[str] | None = None  # states that other leases had committed to before; None: nobody keeps them
+
+    @property
+    def one_class(self) -> bool:
+        """Whether worker and verifier reproduce each other bit for bit, so that digests must be equal."""
+        return self.worker_environment is not None and self.worker_environment == self.verifier_environment
+
+
+def passes(good: bool) -> Literal["pass", "fail"]:
+    return "pass" if good else "fail"
