@@ -13,6 +13,7 @@ import torch._dynamo  # each optimizer asks for it: a second of imports, once he
 
 from labapex.errors import TrainingFailed
 from labapex.proof import preflight as _preflight
+from labapex.proof.isolate import isolated
 from labapex.proof.record import Recorder
 from labapex.proof.replay import replay as _replay
 from labapex.proof.runtime import Engine
@@ -40,13 +41,14 @@ def train(*, contract: Contract, folder: Path, sink: Sink) -> None:
 
 def preflight(*, request: PreflightRequest, folder: Path) -> PreflightReport:
     """Try the script in `folder`/work; each run in a forked child. The report says what to mend, or the facts."""
-    return _preflight.preflight(request=request, folder=folder, environment=environment(request.threads))
+    found = _environment_elsewhere(request.threads, folder)
+    return _preflight.preflight(request=request, folder=folder, environment=found)
 
 
 def replay(*, request: ReplayRequest, folder: Path) -> ReplayReport:
     """Replay segments of a run from the states in `folder`/states; each round in a forked child."""
     report = _replay(request=request, folder=folder)
-    return report.model_copy(update={"environment": environment(request.contract.threads)})
+    return report.model_copy(update={"environment": _environment_elsewhere(request.contract.threads, folder)})
 
 
 def environment(threads: int) -> Environment:
@@ -63,6 +65,12 @@ def environment(threads: int) -> Environment:
         capability=capability,
         threads=threads,
     )
+
+
+def _environment_elsewhere(threads: int, folder: Path) -> Environment:
+    """Asked in a child: a process that has spoken to CUDA once cannot fork children that do."""
+    console = folder / "console.log"
+    return Environment.model_validate(isolated(lambda: environment(threads).model_dump(mode="json"), console))
 
 
 def _cpu_model() -> str:

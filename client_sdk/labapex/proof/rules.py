@@ -152,6 +152,8 @@ def batch_order(evidence: Evidence) -> Outcome:
             )
     else:
         due = report.batches
+        if len(due) != len(evidence.leaves) - 1:
+            return float(len(due)), float(len(evidence.leaves) - 1), "fail", "the order was derived for another run"
         wrong = [n for n, batches in enumerate(due) if not _leaf_is(evidence, n + 1, batches=batches)]
     detail = f"leaves {_few([n + 1 for n in wrong])} commit to other batches than the seed gives" if wrong else ""
     return float(len(wrong)), 0.0, passes(not wrong), detail
@@ -166,9 +168,13 @@ def point_loss(evidence: Evidence) -> Outcome:
     report = evidence.replay
     if report is None or not report.segments:
         return None, 0.0, "not-applicable", "nothing was replayed"
+    steps = evidence.contract.leaf_steps()
     worst, where = 0.0, -1
     for segment in report.segments:
-        logged = list(evidence.losses[segment.start : segment.stop])
+        start, stop = (steps[segment.leaf], steps[segment.leaf + 1]) if 0 <= segment.leaf < len(steps) - 1 else (0, 0)
+        if (segment.start, segment.stop) != (start, stop) or start == stop:
+            return None, 0.0, "fail", f"segment {segment.leaf} of the replay is none of this run"
+        logged = list(evidence.losses[start:stop])
         recomputed = uncolumn(segment.losses)
         exact = evidence.one_class or _leaf_is(evidence, segment.leaf + 1, state=segment.state)
         if not exact:

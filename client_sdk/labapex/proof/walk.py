@@ -7,7 +7,7 @@ first iteration (the data, as tensors or text) are left out too, by object ident
 
 A node of the structure is JSON: null, true, a string, an integer, or one of
     {"keep": 1}            leave what is there             {"ref": path}     the object met before at that path
-    {"f": hex} {"i": dec}  float, large integer            {"t": path, ..}   tensor or array, stored under its path
+    {"f": hex} {"i": dec}  float, large integer            {"t": path, ..}   tensor or array, under its path; "on": device
     {"b": hex}             bytes                           {"l"|"u"|"q": []} list, tuple (of "c"), deque
     {"d": [[k, v], ..]}    dictionary                      {"s": [..]}       set
     {"o": class, "a": {}}  object and its attributes       {"opt": class, ..} optimizer: state by parameter, groups
@@ -218,6 +218,8 @@ class Capture:
         if value.layout != torch.strided or value.is_quantized:
             return KEEP
         node = self._store(path, value)
+        if value.device.type != "cpu":
+            node["on"] = value.device.type
         if value.requires_grad and value.is_leaf:
             self.parameters.append(path)
             node["p"] = 1
@@ -351,18 +353,19 @@ class Restore:
                 current[...] = array
                 return current
             return array.copy()
+        device = _device(node.get("on", "cpu"), path)
         with torch.no_grad():
             fits = (
                 isinstance(current, Tensor)
                 and current.shape == stored.shape
                 and current.dtype == stored.dtype
+                and current.device.type == device
                 and (current.is_leaf or not current.requires_grad)
             )
             if fits:
                 current.data.copy_(stored)
             else:
-                device = current.device if isinstance(current, Tensor) else None
-                current = stored.clone().to(device)
+                current = stored.to(device, copy=True)
         if "p" in node:
             current.requires_grad_(True)
             current.grad = self.node(node["g"], f"{path}.grad", current.grad) if "g" in node else None
@@ -529,6 +532,13 @@ def stale(variables: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
 
 def _class_name(value: Any) -> str:
     return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _device(name: str, path: str) -> str:
+    """Where a tensor goes. A verifier without a GPU replays a GPU's run on its CPU."""
+    if name not in ("cpu", "cuda"):
+        raise MalformedInput(f"state entry {path} is on a device of a kind that is not known")
+    return name if name == "cpu" or torch.cuda.is_available() else "cpu"
 
 
 def _plain_key(key: Any) -> bool:
