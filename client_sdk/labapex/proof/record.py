@@ -18,7 +18,7 @@ from labapex.errors import TrainingFailed
 from labapex.proof.loops import Loop
 from labapex.proof.runtime import Engine, Finished
 from labapex.proof.sink import Sink
-from labapex.proof.state import State, losses_digest, parameter_change
+from labapex.proof.state import Buffers, State, losses_digest, parameter_change
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Contract
 from labapex.protocol.records import Leaf, column
@@ -39,6 +39,7 @@ class Recorder:
         self.losses: list[float] = []
         self.batches: list[bytes] = []
         self.before: State | None = None
+        self.buffers = Buffers()
         self.lock = threading.Lock()  # the sink hears from the script's thread and from the committing one
         self.committing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self.pending: list[Future[None]] = []
@@ -48,7 +49,7 @@ class Recorder:
 
     def boundary(self, engine: Engine, *, at_top: bool) -> None:
         if self.index < len(self.due) and engine.step == self.due[self.index] and (at_top or engine.step == self.total):
-            self._leaf(engine.capture())
+            self._leaf(engine.capture(self.buffers))
 
     def iteration(self, step: int, loss: float, batches: list[bytes]) -> None:
         self.losses.append(loss)
@@ -84,6 +85,8 @@ class Recorder:
             losses=losses_digest(losses),
             prev=self.prev,
         )
+        if self.before is not None:
+            self.buffers.give_back(self.before.tensors)
         self.before, self.prev = state, leaf.digest()
         with self.lock:
             self.sink.leaf(leaf)

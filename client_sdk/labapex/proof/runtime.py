@@ -10,13 +10,14 @@ The engine patches this process (torch, the clocks, the loaders) and is made for
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import os
 import sys
 import traceback
 import weakref
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -34,7 +35,7 @@ from labapex.proof.instrument import execute
 from labapex.proof.liveness import live_names
 from labapex.proof.loops import Each, Loop, Turns
 from labapex.proof.randomness import derive, mix_in, seed_everything
-from labapex.proof.state import State
+from labapex.proof.state import Buffers, State
 from labapex.proof.walk import Capture, Memory, Restore, stale
 from labapex.protocol.contract import Contract
 
@@ -100,6 +101,8 @@ class Engine:
         self._bounded = -1  # the last step whose boundary was announced
         self._zeroed = True
         self._stepping = False
+        self._places: dict[str, bool] = {}  # file names, and whether they are in the script's folder
+        self._foreign: dict[str, ModuleType] = {}  # the thousands of modules that are not the script's
 
     @classmethod
     def under(cls, contract: Contract, root: Path, conductor: Conductor, seed: str | None = None) -> Engine:
@@ -128,6 +131,7 @@ class Engine:
         loaders.install(self.numbering)
         self._hook()
         seed_everything(derive(self.seed, "start"))
+        gc.freeze()  # what was imported by now is never garbage; each capture would have it searched again
         try:
             execute(self.script, self.root, self.args, self)
         except Finished:
@@ -220,8 +224,8 @@ class Engine:
 
     # -- state -----------------------------------------------------------------------------------------------------
 
-    def capture(self) -> State:
-        """The whole state at this boundary."""
+    def capture(self, buffers: Buffers | None = None) -> State:
+        """The whole state at this boundary, in memory of `buffers` where they are given."""
         walk = Capture(self.memory, self._own)
         running = self._running()
         frames = [walk.variables(f"f{n}:{f.f_code.co_qualname}", self._live(f)) for n, f in enumerate(self._frames())]
@@ -237,7 +241,8 @@ class Engine:
                 "modules": modules,
                 "optimizers": optimizers,
                 "changed": sorted(self.memory.changed),
-            }
+            },
+            buffers,
         )
 
     def restore(self, state: State) -> bool:
@@ -328,17 +333,27 @@ class Engine:
             frame = frame.f_back
         found: dict[str, dict[str, Any]] = {}
         for name, module in list(sys.modules.items()):
-            if module is not None and self._own(name):
-                live = running.get(id(module.__dict__))
-                found[name] = {k: v for k, v in module.__dict__.items() if live is None or k in live}
+            if module is None or self._foreign.get(name) is module:
+                continue
+            if not self._own(name):
+                self._foreign[name] = module
+                continue
+            live = running.get(id(module.__dict__))
+            found[name] = {k: v for k, v in module.__dict__.items() if live is None or k in live}
         return found
 
     def _own(self, module: str) -> bool:
         file = getattr(sys.modules.get(module), "__file__", None)
-        return file is not None and Path(file).is_relative_to(self.root)
+        return file is not None and self._inside(file)
 
     def _ours(self, frame: FrameType) -> bool:
-        return Path(frame.f_code.co_filename).is_relative_to(self.root)
+        return self._inside(frame.f_code.co_filename)
+
+    def _inside(self, file: str) -> bool:
+        """Whether a file is the script's. Asked for each module at each boundary; a path is taken apart only once."""
+        if file not in self._places:
+            self._places[file] = Path(file).is_relative_to(self.root)
+        return self._places[file]
 
     def _alive_optimizers(self) -> list[Optimizer]:
         return [o for o in (ref() for ref in self.optimizers) if o is not None]

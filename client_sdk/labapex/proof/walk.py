@@ -36,7 +36,7 @@ from labapex.errors import MalformedInput
 from labapex.proof.clock import Reading
 from labapex.proof.instrument import HANDLE, LOOP_PREFIX
 from labapex.proof.loaders import Pass
-from labapex.proof.state import State
+from labapex.proof.state import Buffers, State
 
 KEEP: dict[str, Any] = {"keep": 1}
 _LIBRARY_CLASSES = (
@@ -52,6 +52,8 @@ _LOADER_PARTS = ("dataset", "sampler", "batch_sampler")
 _LARGE = 1024  # items from which a container that nobody touched is not stored
 _SAFE_INTEGER = 2**53 - 1
 _MAX_DEPTH = 200
+
+Handler = Callable[[str, Any, bool], Any]
 
 
 class Memory:
@@ -130,13 +132,12 @@ class Capture:
         self.seen: dict[int, str] = {}
         self.alive: list[Any] = []  # ids are unique only while their objects live
         self._by_type = self._handlers()
+        self._of_type: dict[type, Handler | None] = {}
 
-    def finish(self, structure: dict[str, Any]) -> State:
+    def finish(self, structure: dict[str, Any], buffers: Buffers | None = None) -> State:
         """Close the walk: tensors are copied to contiguous CPU memory that the script cannot touch."""
         self.memory.captured()
-        with torch.no_grad():
-            tensors = {n: t.detach().to("cpu", copy=True).contiguous() for n, t in self.tensors.items()}
-        return State(structure, tensors, sorted(self.parameters))
+        return State(structure, (buffers or Buffers()).copy(self.tensors), sorted(self.parameters))
 
     def variables(self, path: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Nodes of a namespace, those that are kept among them: a name that is not there is not bound."""
@@ -177,7 +178,13 @@ class Capture:
             del self.seen[id(value)]  # a later alias must not refer to what a restore does not visit
         return node
 
-    def _handler(self, value: Any) -> Callable[[str, Any, bool], Any] | None:
+    def _handler(self, value: Any) -> Handler | None:
+        kind = type(value)
+        if kind not in self._of_type:
+            self._of_type[kind] = self._handler_of(value)
+        return self._of_type[kind]
+
+    def _handler_of(self, value: Any) -> Handler | None:
         for types, handler in self._by_type:
             if isinstance(value, types):
                 return handler
@@ -186,7 +193,7 @@ class Capture:
             return self._object
         return None
 
-    def _handlers(self) -> tuple[tuple[Any, Callable[[str, Any, bool], Any]], ...]:
+    def _handlers(self) -> tuple[tuple[Any, Handler], ...]:
         return (
             (Tensor, self._tensor),
             (np.ndarray, self._array),

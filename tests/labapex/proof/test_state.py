@@ -18,11 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from labapex.errors import MalformedInput
+from labapex.errors import MalformedInput, TrainingFailed
 from labapex.proof import merkle
 from labapex.proof.clock import Reading
-from labapex.proof.state import CHUNK, State, distances, first_difference, parameter_change
+from labapex.proof.state import (
+    _FILE_TYPES,
+    CHUNK,
+    Buffers,
+    State,
+    distances,
+    first_difference,
+    parameter_change,
+    raw_bytes,
+)
 from labapex.proof.walk import Capture, Memory, Restore
+from labapex.protocol.canonical import canonical
 
 Point = namedtuple("Point", "x y")
 
@@ -234,10 +244,83 @@ def test_large_things_that_nobody_touched_are_not_stored_and_touched_ones_are() 
 def test_the_digest_is_a_merkle_root_that_anyone_can_recompute() -> None:
     state = capture({"x": torch.arange(10_000)}, seen({"x": 0}))
     raw = torch.arange(10_000).numpy().tobytes()
-    header = next(iter(state._chunks()))
+    header = {"structure": state.structure, "tensors": [["v/x", "torch.int64", [10_000]]], "parameters": []}
     chunks = [raw[n : n + CHUNK] for n in range(0, len(raw), CHUNK)]
-    assert state.digest() == merkle.root([header, *chunks]).hex()
-    assert json.loads(header)["tensors"] == [["v/x", "torch.int64", [10_000]]]
+    assert state.digest() == merkle.root([canonical(header), *chunks]).hex()
+
+
+@settings(max_examples=150, deadline=None)
+@given(variables=st.dictionaries(names | st.text(max_size=3), values, max_size=4))
+def test_the_digest_is_that_of_the_plain_definition(variables: dict[str, Any]) -> None:
+    """RFC 8785 spelling and RFC 6962 tree, written down without any of the recorder's shortcuts."""
+    state = capture(variables)
+    shapes = [[n, str(t.dtype), list(t.shape)] for n, t in sorted(state.tensors.items())]
+    entries = [canonical({"structure": state.structure, "tensors": shapes, "parameters": state.parameters})]
+    for _, tensor in sorted(state.tensors.items()):
+        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        entries += [raw[n : n + CHUNK] for n in range(0, len(raw), CHUNK)]
+    assert state.digest() == merkle.root(entries).hex()
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        {"f": 1.5},
+        {"f": 1.0},
+        {"é": 1},
+        {"a": "\x7f\u2028"},
+        {"\U0001f600": 1, "\ufb33": 2},
+        {"n": 2**53 - 1},
+        {"b": True},
+    ],
+)
+def test_whatever_json_can_spell_is_spelled_canonically(structure: dict[str, Any]) -> None:
+    header = canonical({"structure": structure, "tensors": [], "parameters": []})
+    assert State(structure).digest() == merkle.root([header]).hex()
+
+
+@pytest.mark.parametrize("structure", [{"n": 2**53}, {"n": -(2**53)}, {"n": float("nan")}, {1: 2}, {"s": "\ud800"}])
+def test_what_json_cannot_spell_has_no_digest(structure: dict[str, Any]) -> None:
+    with pytest.raises(MalformedInput):
+        State(structure).digest()
+
+
+@pytest.mark.parametrize("kind", _FILE_TYPES, ids=str)
+def test_a_state_file_is_plain_safetensors_for_every_type(kind: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "0.safetensors"
+    tensors = {
+        "b": torch.arange(5).to(torch.float32).to(kind),
+        "a": torch.zeros(3, dtype=torch.uint8),
+        "c": torch.zeros(0),
+    }
+    size = State({}, {**tensors, "s": torch.tensor(2.5)}).save(path)
+    assert size == path.stat().st_size
+    found = safetensors.torch.load_file(path)
+    assert all(raw_bytes(found[n]) == raw_bytes(t) and found[n].dtype == t.dtype for n, t in tensors.items())
+
+
+def test_a_type_that_no_file_can_hold_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingFailed, match=r"spectrum is of type torch\.complex128"):
+        State({}, {"spectrum": torch.zeros(1, dtype=torch.complex128)}).save(tmp_path / "0.safetensors")
+
+
+def test_copies_are_contiguous_their_own_and_made_in_memory_that_was_given_back() -> None:
+    buffers = Buffers()
+    model = nn.Linear(3, 2)
+    source = {"t": torch.arange(6.0).reshape(2, 3).t(), "p": model.weight, "n": torch.tensor(3), "b": torch.ones(2) > 0}
+    first, second = buffers.copy(source), buffers.copy(source)
+    assert all(torch.equal(first[n], t) and first[n].is_contiguous() for n, t in source.items())
+    assert not first["p"].requires_grad
+    places = {n: t.data_ptr() for n, t in first.items()}
+    source["t"].zero_()
+    assert first["t"].sum() == 15
+    buffers.give_back(first)
+    third = buffers.copy(source)
+    assert {n: t.data_ptr() for n, t in third.items()} == places
+    assert second["t"].sum() == 15
+    buffers.give_back(third)
+    grown = buffers.copy({**source, "t": torch.ones(4)})
+    assert grown["t"].tolist() == [1, 1, 1, 1]
 
 
 @settings(max_examples=60, deadline=None)
@@ -266,6 +349,11 @@ def test_distances_are_those_of_the_paper() -> None:
     assert parameter_change(at(0.0, 0.0), at(3.0, 4.0)) == 5.0
     assert parameter_change(at(0.0, 0.0), at(float("nan"), 4.0)) is None
     assert parameter_change(at(0.0), at(3.0, 4.0)) is None
+    many, few = torch.randn(100_000), torch.randn(100_000)
+    exact = float((many.double() - few.double()).norm())
+    assert parameter_change(State({}, {"w": many}, ["w"]), State({}, {"w": few}, ["w"])) == pytest.approx(
+        exact, rel=1e-12
+    )
     nothing = distances(claimed=at(1.0, 1.0), replayed=at(2.0, 2.0), start=at(1.0, 1.0))
     assert nothing.relative is None  # no update was claimed, and one was made
 
