@@ -12,6 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,13 @@ class Recording:
 
 
 class Lab:
-    def __init__(self) -> None:
+    program = Path(__file__)
+
+    def __init__(self, threads: int = 1) -> None:
         path = os.pathsep.join([str(SOURCES), *sys.path])
-        environment = {**os.environ, **pin(1), "PYTHONPATH": path}
-        command = [sys.executable, __file__]
+        environment = {**os.environ, **pin(threads), "PYTHONPATH": path}
+        command = [sys.executable, str(self.program)]
+        self.threads = threads
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
@@ -73,7 +77,7 @@ class Lab:
             epochs=epochs,
             iterations_per_epoch=per_epoch,
             checkpoint_every=every,
-            threads=1,
+            threads=self.threads,
             seed="a" * 64,
         )
         return PreflightReport.model_validate(self.ask("preflight", folder, request=request.model_dump(mode="json")))
@@ -104,7 +108,9 @@ def place(script: Path | str, folder: Path) -> None:
     (folder / "work" / "train.py").write_text(text)
 
 
-def contract(facts: ScriptFacts, *, epochs: int = 3, every: int = 4, seed: str = "b" * 64) -> Contract:
+def contract(
+    facts: ScriptFacts, *, epochs: int = 3, every: int = 4, seed: str = "b" * 64, threads: int = 1
+) -> Contract:
     return Contract(
         job=UUID(int=1),
         lease=UUID(int=2),
@@ -115,7 +121,7 @@ def contract(facts: ScriptFacts, *, epochs: int = 3, every: int = 4, seed: str =
         args=(),
         epochs=epochs,
         checkpoint_every=every,
-        threads=1,
+        threads=threads,
         facts=facts,
     )
 
@@ -145,7 +151,9 @@ def evidence(recording: Recording, opening: Opening, report: ReplayReport) -> Ev
         times=recording.times,
         samples=[],
         leaves=recording.leaves,
-        leaf_received_at=[float(leaf.index) for leaf in recording.leaves],
+        leaf_received_at=[
+            recording.times[min(max(1, leaf.step), len(recording.times)) - 1] for leaf in recording.leaves
+        ],
         chain_problem=None,
         replay=report,
         opening_problem=None,
@@ -160,7 +168,9 @@ def evidence(recording: Recording, opening: Opening, report: ReplayReport) -> Ev
 # -- the other end -----------------------------------------------------------------------------------------------------
 
 
-class _Notes:
+class Notes:
+    """A sink that keeps what it hears."""
+
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.times: list[float] = []
@@ -175,7 +185,7 @@ class _Notes:
         self.leaves.append(leaf.model_dump(mode="json"))
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def answer(request: dict[str, Any]) -> dict[str, Any]:
     from labapex.proof import engine
     from labapex.proof.isolate import isolated
 
@@ -188,24 +198,24 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return engine.replay(request=wanted, folder=folder).model_dump(mode="json")
 
     def train() -> dict[str, Any]:
-        notes = _Notes()
+        notes = Notes()
         engine.train(contract=Contract.model_validate(request["contract"]), folder=folder, sink=notes)
         return vars(notes)
 
     return isolated(train, folder / "train.log")
 
 
-def _serve() -> None:
+def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
         try:
-            answer: dict[str, Any] = {"result": _answer(json.loads(line))}
+            result: dict[str, Any] = {"result": answer(json.loads(line))}
         except TrainingFailed as error:
-            answer = {"problem": str(error)}
-        answers.write(json.dumps(answer) + "\n")
+            result = {"problem": str(error)}
+        answers.write(json.dumps(result) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    _serve()
+    serve(answer)

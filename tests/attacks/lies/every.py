@@ -1,0 +1,8 @@
+"""All lies, by name."""
+
+from __future__ import annotations
+
+from tests.attacks.lies import at_work, opening, scripts, story
+from tests.attacks.lies.telling import LIES, Lie
+
+__all__ = ["LIES", "Lie", "at_work", "opening", "scripts", "story"]
