@@ -48,6 +48,17 @@ print(hash("a"), "def __init__" in inspect.getsource(torch.nn.Linear))
 import os
 print([name for name in os.environ if name.startswith("LABAPEX_") and name != "LABAPEX_SITE_PACKAGES"])
 """
+BY_HAND = b"""\
+import torch
+from labapex.session import Session
+run = Session()
+w = run.prepare(torch.zeros(3, requires_grad=True))
+for epoch in run.epochs(2):
+    for i in run.steps(4):
+        loss = (w - torch.randn(3)).square().sum()
+        w.data -= 0.1 * torch.autograd.grad(loss, w)[0]
+        run.step(loss)
+"""
 FILES = {"train.py": SCRIPT, "data/secret.txt": SECRET * 2000}
 
 
@@ -68,11 +79,20 @@ def environment(**more: str) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def facts(frozen: Path, tmp_path_factory: pytest.TempPathFactory) -> ScriptFacts:
     """What the preflight in the frozen runner finds out about the script."""
-    folder = tmp_path_factory.mktemp("preflight")
-    for name, data in FILES.items():
+    # A run that stops in mid-epoch waits five seconds for each worker of its loader; the facts are the same without.
+    files = {name: data.replace(b"num_workers=2", b"num_workers=0") for name, data in FILES.items()}
+    report = tried(frozen, tmp_path_factory.mktemp("preflight"), files)
+    assert report.problem is None
+    assert report.replay_max_error == 0.0
+    assert report.facts is not None
+    return report.facts
+
+
+def tried(frozen: Path, folder: Path, files: dict[str, bytes]) -> PreflightReport:
+    """A preflight in the frozen runner."""
+    for name, data in files.items():
         (folder / "work" / name).parent.mkdir(parents=True, exist_ok=True)
-        # A run that stops in mid-epoch waits five seconds for each worker of its loader; the facts are the same without.
-        (folder / "work" / name).write_bytes(data.replace(b"num_workers=2", b"num_workers=0"))
+        (folder / "work" / name).write_bytes(data)
     request = PreflightRequest(
         script="train.py", args=(), epochs=2, iterations_per_epoch=None, checkpoint_every=3, threads=1, seed="5e" * 32
     )
@@ -81,11 +101,7 @@ def facts(frozen: Path, tmp_path_factory: pytest.TempPathFactory) -> ScriptFacts
         [frozen / "runner", "preflight", folder], env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    report = PreflightReport.model_validate_json((folder / "report.json").read_bytes())
-    assert report.problem is None
-    assert report.replay_max_error == 0.0
-    assert report.facts is not None
-    return report.facts
+    return PreflightReport.model_validate_json((folder / "report.json").read_bytes())
 
 
 def job(frozen: Path, folder: Path, facts: ScriptFacts, files: dict[str, bytes]) -> Made:
@@ -138,6 +154,14 @@ def test_a_script_that_raises_in_an_executable_says_so_to_its_client_only(
     assert got.fin is None
     assert "a mistake of mine" in got.console("stderr")
     assert "a mistake of mine" not in stderr
+
+
+def test_a_script_may_say_its_loop_by_the_session_that_is_frozen_too(frozen: Path, tmp_path: Path) -> None:
+    report = tried(frozen, tmp_path, {"train.py": BY_HAND})
+    assert report.problem is None
+    assert report.replay_max_error == 0.0
+    assert report.facts is not None
+    assert (report.facts.loop, report.facts.iterations_per_epoch, report.facts.parameters) == ("train.py:6", 4, 3)
 
 
 def test_neither_strings_nor_an_extraction_show_script_or_data(

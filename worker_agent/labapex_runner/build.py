@@ -31,6 +31,7 @@ OWN = (
     "labapex/errors.py",
     "labapex/executable.py",
     "labapex/sealing.py",
+    "labapex/session.py",
     "labapex/protocol",
     "labapex/proof",
     "labapex_runner",

@@ -8,11 +8,16 @@ from torch.optim.optimizer import Optimizer
 
 from labapex.errors import TrainingFailed
 from labapex.proof import loops
+from labapex.proof.declared import FIVE_LINES
 from labapex.proof.loops import Loop
 from labapex.proof.runtime import Engine, Finished
 
 TURNS = 3  # iterations looked at once the loop is known
 PATIENCE = 50  # turns of a candidate after which an optimizer that never stepped is no longer waited for
+SAY_IT = (
+    "Where the loop or the update is one that Lab Apex cannot see (an update by hand, a loop within a library), say it "
+    f"in five lines; `python train.py` by itself goes on as before:\n\n{FIVE_LINES}\n"
+)
 
 
 class Discovery:
@@ -29,17 +34,23 @@ class Discovery:
         self._turns = 0
 
     def search(self, engine: Engine, loop: Loop) -> None:
-        if not self._chain or loop.name != self._chain[-1]:
+        declared = engine.declared.loop
+        if loop.name != (declared or (self._chain[-1] if self._chain else None)):
             return
         self._tops += 1
-        waiting = any(o not in self._stepped for o in engine._alive_optimizers())
+        waiting = not declared and any(o not in self._stepped for o in engine._alive_optimizers())
         if not waiting or self._tops > PATIENCE:
             engine.loop = self.loop = loop.name
             if len(loop.passes) == 1 and loop.passes[0].stream.endswith(f"@{loop.name}"):
                 self.length = _length(loop)
-            self.parameters = sum(
-                p.numel() for o in engine._alive_optimizers() for g in o.param_groups for p in g["params"]
-            )
+            elif declared:
+                self.length = engine.declared.length
+            self.parameters = sum(p.numel() for p in engine.trained())
+            if not self.parameters:
+                raise TrainingFailed(
+                    "run.prepare was given nothing that is trained: give it the model, or the tensors that require "
+                    "gradients, and change them in place"
+                )
 
     def stepped(self, engine: Engine, optimizer: Optimizer) -> None:
         if engine.loop is not None:
@@ -49,7 +60,7 @@ class Discovery:
         if not common:
             raise TrainingFailed(
                 "an optimizer steps outside of any loop of the script: Lab Apex takes one turn of the loop round the "
-                "optimizers' steps for an iteration"
+                f"optimizers' steps for an iteration. {SAY_IT}"
             )
         if common != self._chain:
             self._chain, self._tops = common, 0

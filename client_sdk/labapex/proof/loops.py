@@ -171,9 +171,14 @@ def collect(each: Pass) -> str:
     return _Collecting.stack[-1].name
 
 
+def collecting() -> Loop | None:
+    """The loop whose iterator is at work right now."""
+    return _Collecting.stack[-1] if _Collecting.stack else None
+
+
 def _takes_placeholders(iterable: Any) -> bool:
     """Whether what stands between a loop and its loaders hands items on without looking at them."""
-    if isinstance(iterable, Enumerate):
+    if isinstance(iterable, Enumerate) or type(iterable).__module__ == "labapex.proof.declared":
         return _takes_placeholders(iterable.iterable)
     if isinstance(iterable, Zip):
         return all(_takes_placeholders(i) for i in iterable.iterables)

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from labapex.errors import LabApexError, TrainingFailed
-from labapex.proof.discover import Discovery
+from labapex.proof.discover import SAY_IT, Discovery
 from labapex.proof.isolate import isolated
 from labapex.proof.record import Recorder
 from labapex.proof.replay import Item, Replayer, Segment
@@ -86,7 +86,8 @@ def _preflight(request: PreflightRequest, folder: Path, console: Path, environme
     iterations = request.iterations_per_epoch or found["length"]
     if found["loop"] is None:
         raise TrainingFailed(
-            "no optimizer step was seen. Lab Apex records scripts that step a torch.optim optimizer in a loop of their own"
+            "no optimizer step was seen. Lab Apex records scripts that step a torch.optim optimizer in a loop of their own. "
+            f"{SAY_IT}"
         )
     if iterations is None:
         raise TrainingFailed(

@@ -31,6 +31,7 @@ from torch.optim.optimizer import (
 from labapex.errors import MalformedInput, TrainingFailed
 from labapex.proof import loaders, loops
 from labapex.proof.clock import mark_clocks
+from labapex.proof.declared import Declared
 from labapex.proof.instrument import execute
 from labapex.proof.liveness import live_names
 from labapex.proof.loops import Each, Loop, Turns
@@ -91,6 +92,7 @@ class Engine:
         self.numbering = loaders.Numbering(seed)
         self.numbering.consumed = lambda digest: self.batches.append(digest)
         self.numbering.created = loops.collect
+        self.declared = Declared(self)
         self.gradients_survive = False
         self.loops: dict[int, list[Loop]] = {}
         self.current: Loop | None = None  # the iteration loop, once it runs
@@ -134,6 +136,7 @@ class Engine:
         gc.freeze()  # what was imported by now is never garbage; each capture would have it searched again
         try:
             execute(self.script, self.root, self.args, self)
+            self.declared.resume()
         except Finished:
             return
         except SystemExit as stop:
@@ -173,6 +176,7 @@ class Engine:
     # -- loops -----------------------------------------------------------------------------------------------------
 
     def top(self, loop: Loop) -> None:
+        self.declared.resume()
         if self.loop is None:
             self.conductor.search(self, loop)
         if loop.name != self.loop:
@@ -189,6 +193,7 @@ class Engine:
     def left(self, loop: Loop) -> None:
         if loop is self.current:
             self._leave()
+        self.declared.left(loop)
         siblings = self.loops[id(loop.frame)]
         siblings.remove(loop)
         if not siblings:
@@ -196,7 +201,7 @@ class Engine:
 
     def _leave(self) -> None:
         """The iteration loop ends; for this last look it still counts as running."""
-        if self._turning and self._losses:
+        if self._turning and (self._losses or self.declared.losses):
             self._complete()  # left by `break` after a whole iteration
         self._turning = False
         self._bounded = self.step
@@ -207,7 +212,7 @@ class Engine:
         self._turning = True
         self._zeroed = False
         self.batches = []
-        self._losses = []
+        self._losses, self.declared.losses = [], []
         self.reseed(step)
 
     def reseed(self, step: int) -> None:
@@ -217,8 +222,9 @@ class Engine:
         if not self._turning:
             return
         self._turning = False
-        loss = math.fsum(float(part) for part in self._losses) if self._losses else math.nan
-        self._losses = []
+        losses = self.declared.losses or self._losses
+        loss = math.fsum(float(part) for part in losses) if losses else math.nan
+        self._losses, self.declared.losses = [], []
         self.step += 1
         self.conductor.iteration(self.step - 1, loss, self.batches)
 
@@ -226,7 +232,8 @@ class Engine:
 
     def capture(self, buffers: Buffers | None = None) -> State:
         """The whole state at this boundary, in memory of `buffers` where they are given."""
-        walk = Capture(self.memory, self._own)
+        walk = Capture(self.memory, self._known)
+        prepared = [walk.node(f"prepared.{n}", o, within=True) for n, o in enumerate(self.declared.objects())]
         running = self._running()
         frames = [walk.variables(f"f{n}:{f.f_code.co_qualname}", self._live(f)) for n, f in enumerate(self._frames())]
         modules = {name: walk.variables(name, names) for name, names in self._modules().items()}
@@ -241,6 +248,7 @@ class Engine:
                 "modules": modules,
                 "optimizers": optimizers,
                 "changed": sorted(self.memory.changed),
+                **({"prepared": prepared} if prepared else {}),
             },
             buffers,
         )
@@ -270,7 +278,9 @@ class Engine:
         self.numbering.loaders = structure["loaders"]
         self.numbering.passes = {str(stream): int(number) for stream, number in structure["passes"]}
         self.memory.changed = changed
-        restore = Restore(state, self._own)
+        restore = Restore(state, self._known)
+        for n, (prepared, node) in enumerate(zip(self.declared.objects(), structure.get("prepared", []), strict=True)):
+            restore.node(node, f"prepared.{n}", prepared)
         frames = self._frames()
         if len(frames) != len(structure["frames"]):
             return False
@@ -346,6 +356,10 @@ class Engine:
         file = getattr(sys.modules.get(module), "__file__", None)
         return file is not None and self._inside(file)
 
+    def _known(self, module: str) -> bool:
+        """Whether objects of this module's classes are looked into."""
+        return self._own(module) or module in self.declared.modules
+
     def _ours(self, frame: FrameType) -> bool:
         return self._inside(frame.f_code.co_filename)
 
@@ -358,13 +372,23 @@ class Engine:
     def _alive_optimizers(self) -> list[Optimizer]:
         return [o for o in (ref() for ref in self.optimizers) if o is not None]
 
+    def trained(self) -> list[Tensor]:
+        """The parameters of the script's optimizers, and those that it prepared."""
+        found = [p for o in self._alive_optimizers() for g in o.param_groups for p in g["params"]]
+        return list({id(p): p for p in [*found, *self.declared.parameters()]}.values())
+
+    def took_backward(self) -> bool:
+        """Whether a loss was propagated backwards in this turn."""
+        return bool(self._losses)
+
     def weights(self) -> dict[str, Tensor]:
         """What the client takes home: the state dicts of the script's outermost modules that an optimizer trains.
 
         One module gives its own names; several are told apart by the variable that holds them.
         """
-        trained = {id(p) for o in self._alive_optimizers() for g in o.param_groups for p in g["params"]}
+        trained = {id(p) for p in self.trained()}
         spaces = [dict(f.f_locals) for f in reversed(self._frames())] + list(self._modules().values())
+        spaces.append(dict(self.declared.models()))
         found: dict[str, nn.Module] = {}
         for space in spaces:
             for name, value in space.items():
@@ -377,7 +401,10 @@ class Engine:
                 outer.setdefault(id(module), (name, module))
         named = list(outer.values())
         prefix = len(named) > 1
-        return {
+        own = {id(t): name for name, t in self.declared.tensors().items()}  # that no module holds
+        own |= {id(v): name for space in spaces[::-1] for name, v in space.items() if id(v) in own}
+        alone = {own[id(t)]: t.detach().to("cpu", copy=True).contiguous() for t in self.declared.tensors().values()}
+        return alone | {
             (f"{name}.{key}" if prefix else key): tensor.detach().to("cpu", copy=True).contiguous()
             for name, module in named
             for key, tensor in module.state_dict().items()
@@ -423,7 +450,7 @@ class Engine:
     def _backward(self, tensor: Tensor) -> None:
         if not self._zeroed:
             self._zeroed = True
-            if any(p.grad is not None for o in self._alive_optimizers() for g in o.param_groups for p in g["params"]):
+            if any(p.grad is not None for p in self.trained()):
                 self.gradients_survive = True
                 if not self.discovering and not self.memory.gradients:
                     raise TrainingFailed(

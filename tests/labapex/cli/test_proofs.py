@@ -67,6 +67,16 @@ def test_a_script_is_recorded_as_it_is_and_its_epochs_are_counted(labapex: Labap
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".labapex")) == []
 
 
+def test_updates_by_hand_are_recorded_and_verified_once_a_session_says_them(labapex: Labapex, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "scripts" / "session_data.py"
+    result = labapex("record", script, "--out", tmp_path / "proof", "--every", 4, "--epochs", 3, "--json")
+    assert result.code == 0, result.err
+    assert (result.json["epochs"], result.json["iterations_per_epoch"]) == (3, 6)
+    result = labapex("verify", tmp_path / "proof", "--json")
+    assert result.code == 0, result.err
+    assert result.json["verdict"] == "verified"
+
+
 def test_a_script_that_fails_leaves_no_proof_and_exits_100(labapex: Labapex, tmp_path: Path) -> None:
     script = write_job(tmp_path / "job")
     script.write_text(SCRIPT.replace("loss.backward()", "los.backward()"))
