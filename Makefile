@@ -8,7 +8,7 @@ EXAMPLE ?= digits
 CHEAT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test check format lock bench attacks clean
+.PHONY: help setup runner demo test check format lock bench attacks honest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,8 +46,12 @@ format: $(VENV)/.complete ## bring the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-attacks: runner ## every cheat against the whole platform
-	$(BIN)/python -m pytest tests/attacks
+attacks: runner ## every lie against every rule, as a table; then five cheats against the whole platform
+	$(BIN)/python tests/attacks/matrix.py
+	$(BIN)/python -m pytest tests/attacks/test_cheats.py
+
+honest: $(VENV)/.complete ## honest runs of every style against every rule, as a table; none may be refused
+	$(BIN)/python tests/attacks/honest.py
 
 bench: runner ## ratios against a named baseline, measured in the same run
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -21,7 +21,7 @@ from labapex.protocol.verdict import RuleResult
 HONEST = "(nobody lies)"
 NOT_ASKED = ("gpu-utilisation", "gpu-memory")  # there is no device here whose readings could be shown
 RULES = [rule for rule in WEIGHTS if rule not in NOT_ASKED]
-NAME, CELL = 44, 12
+NAME, CELL = 40, 15
 
 
 def short(value: float | str | None) -> str:
