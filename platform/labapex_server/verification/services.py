@@ -37,6 +37,7 @@ __all__ = [
     "accept_state",
     "challenge",
     "expected_state",
+    "forgive_silence",
     "issue",
     "late",
     "preflight",
@@ -136,6 +137,13 @@ def _all_opened(lease: Lease) -> None:
     job = Job.objects.get(pk=lease.job_id)
     if job.state == JobState.CHALLENGED.value:
         jobs.advance(job, JobState.VERIFYING, reason="the opened segments are replayed")
+
+
+def forgive_silence() -> int:
+    """The platform itself was away: what it asked for may take the usual time from now on. Returns how many had less."""
+    until = clock.after(settings.LABAPEX.opening_seconds)
+    waiting = Challenge.objects.filter(lease__job__state=JobState.CHALLENGED.value, deadline__lt=until)
+    return waiting.update(deadline=until)
 
 
 def late(now: datetime) -> list[Lease]:

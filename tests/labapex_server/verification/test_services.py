@@ -320,3 +320,14 @@ def test_rules_that_need_no_replay_are_shown_with_the_challenge(run: Run) -> Non
     shown = {rule.rule: rule.result for rule in telemetry.events(Job.objects.get(pk=job.pk), "").rules}
     assert shown["log-count"] == shown["log-chain"] == "pass"
     assert "replay" not in shown
+
+
+@pytest.mark.django_db
+def test_a_platform_that_was_away_gives_the_usual_time_to_open_states(run: Run) -> None:
+    job = finished(run)
+    drawn = verification.challenge(verification.finished_lease(job))
+    Challenge.objects.update(deadline=clock.now() - timedelta(seconds=1))
+    assert verification.forgive_silence() == 1
+    assert verification.late(clock.now()) == []
+    drawn.refresh_from_db()
+    assert verification.late(drawn.deadline + timedelta(seconds=1)) == [drawn.lease]

@@ -22,6 +22,7 @@ from labapex_server.lib import keys
 from labapex_server.lib.config import ROOT
 from labapex_server.lib.files import secret_file
 from labapex_server.marketplace import services as marketplace
+from labapex_server.verification import services as verification
 
 
 class Command(BaseCommand):
@@ -41,6 +42,7 @@ class Command(BaseCommand):
         login = _first_login()
         _build_runner()
         marketplace.forgive_silence()
+        verification.forgive_silence()
         embedded = settings.LABAPEX.embedded() and not options["no_pipeline"]
         pipeline = _pipeline() if embedded else None
         self.stdout.write(f"Lab Apex at {settings.LABAPEX.public_url}")
