@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,8 +125,21 @@ def test_an_optimizer_in_a_librarys_loop_is_answered_with_the_lines_too(lab: Lab
     assert FIVE_LINES in problem
 
 
+def test_the_documentation_shows_the_lines_that_the_preflight_answers() -> None:
+    text = (SOURCES.parent / "docs" / "proof-of-learning.md").read_text()
+    assert f"```python\n{textwrap.dedent(FIVE_LINES)}\n```" in text
+
+
+def test_a_script_that_would_go_on_ends_with_its_contract(lab: Lab, tmp_path: Path) -> None:
+    script = (SCRIPTS / "session_autograd.py").read_text().replace("epochs(3)", "epochs(10**9)")
+    tried = lab.preflight(script, tmp_path, epochs=2)
+    assert tried.facts is not None, tried.problem
+    recording = lab.record(laboratory.contract(tried.facts, epochs=2), tmp_path)
+    assert len(recording.losses) == recording.leaves[-1].step == 2 * 6
+
+
 def test_the_five_lines_can_be_pasted(tmp_path: Path) -> None:
-    lines = re.sub(r"^    ", "", FIVE_LINES, flags=re.MULTILINE)
+    lines = textwrap.dedent(FIVE_LINES)
     plain("model = optimizer = loss = None\nloader = [1, 2]\n" + lines + "\nprint(batch)\n", tmp_path, SOURCES)
 
 
