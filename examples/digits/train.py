@@ -41,12 +41,12 @@ class Net(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(1, 32, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(32)
-        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
-        self.bn2 = nn.BatchNorm2d(64)
-        self.conv3 = nn.Conv2d(64, 64, 3, padding=1)
-        self.bn3 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(32, 96, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(96)
+        self.conv3 = nn.Conv2d(96, 96, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(96)
         self.dropout = nn.Dropout(0.25)
-        self.fc1 = nn.Linear(64 * 4 * 4, 128)
+        self.fc1 = nn.Linear(96 * 4 * 4, 128)
         self.fc2 = nn.Linear(128, 10)
 
     def forward(self, x):

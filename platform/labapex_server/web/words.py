@@ -57,6 +57,7 @@ STATES: dict[str, dict[str, str]] = {
 }
 
 RULES: dict[str, str] = {
+    "opening": "Every state that was asked for came in time, and is the one that had been committed.",
     "log-count": "One loss for each iteration that was bought: epochs times iterations an epoch, no more, no less.",
     "log-chain": "The log is one unbroken chain of frames, signed at its end by the sealed executable.",
     "gpu-utilisation": "The device was busy in the way a training run keeps it busy.",

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labapex.proof.rules import RULES
 from labapex.protocol.states import JobState
 from labapex.protocol.verdict import Weight
 from labapex_server import web
@@ -29,7 +30,8 @@ TEXT_ON += [(kind, f"{kind}-soft") for kind in ("good", "bad", "warn")] + [
 ]
 
 
-def test_every_state_and_weight_has_its_words() -> None:
+def test_every_state_weight_and_rule_has_its_words() -> None:
+    assert set(words.RULES) == set(RULES)
     assert set(words.STATES) == {str(state) for state in JobState}
     assert set(words.WEIGHTS) == {str(weight) for weight in Weight}
 
