@@ -79,13 +79,13 @@ class Court(Lab):
         leaves = [Leaf.model_validate(leaf) for leaf in answer["leaves"]]
         return Recording(contract, folder, answer["losses"], answer["times"], leaves)
 
-    def try_(self, lie: Lie, *, segments: int = EVERY_SEGMENT) -> Judgement:
+    def try_(self, lie: Lie) -> Judgement:
         """Record, challenge, open, replay, judge. A log that is not even whole is not replayed, as on the platform."""
         recording = self.tell(lie)
         known = {leaf.state for leaf in self.another_lease(lie.every).leaves} if lie.known else set()
         evidence = replace(laboratory.evidence(recording, laboratory.window(0), ReplayReport()), replay=None, asked=())
         if log_chain(evidence)[2] == log_count(evidence)[2] == "pass":
-            opening = laboratory.challenge(recording, segments=segments, ends=True)
+            opening = laboratory.challenge(recording, segments=lie.draws, ends=True)
             lie.opening(recording.folder / "states")
             evidence = laboratory.evidence(recording, opening, self.replay(recording, opening))
         if lie.false_class and evidence.worker_environment is not None:

@@ -10,7 +10,7 @@ import torch
 from tests.attacks.lies.telling import Job, Meddler, enter, run
 from torch import Tensor
 
-from labapex.proof import loaders
+from labapex.proof import loaders, record
 from labapex.proof.runtime import Engine
 from labapex.proof.state import State
 
@@ -200,3 +200,43 @@ class parameters_that_are_no_numbers(Meddler):
         if engine.step == 2:
             for p in trained(engine):
                 p.data.fill_(math.nan)
+
+
+class Exchanger(Meddler):
+    """Exchanges the state once, between two leaves; all that follows is true, and replays exactly."""
+
+    when = 8  # in mid-epoch: the first segment of each epoch is where equal updates are looked for
+
+    def boundary(self, engine: Engine, *, at_top: bool) -> None:
+        if at_top and engine.step == self.when:
+            self.exchange(engine)
+        super().boundary(engine, at_top=at_top)
+
+    def exchange(self, engine: Engine) -> None:
+        raise NotImplementedError
+
+
+@at_work("replay", every=1, draws=0)
+class a_learning_rate_of_zero_from_here_on(Exchanger):
+    """Commits once to a state whose optimizer has a learning rate of zero: no later update needs to be computed."""
+
+    def exchange(self, engine: Engine) -> None:
+        for optimizer in engine._alive_optimizers():
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+
+
+@at_work("replay", every=1, draws=0)
+class weights_that_are_no_numbers_from_here_on(Exchanger):
+    """Commits once to weights that are NaN, claiming a usual update: every later state and loss is NaN, without work."""
+
+    def prepare(self, engine: Engine) -> None:
+        true = record.parameter_change
+        usual = iter([0.1])
+        record.parameter_change = lambda before, after: (  # type: ignore[assignment]
+            next(usual, None) if (norm := true(before, after)) is None else norm
+        )
+
+    def exchange(self, engine: Engine) -> None:
+        for p in trained(engine):
+            p.data.fill_(math.nan)

@@ -36,6 +36,7 @@ class Lie:
     train: Callable[[Job], None]
     opening: Callable[[Path], None] = lambda states: None  # what is done to the files after the challenge is known
     every: int = 3  # iterations a segment
+    draws: int = 1000  # random segments: all, or as few as that, where a rule must look at the right place by itself
     known: bool = False  # the other lease's states are on the platform's record
     false_class: bool = False  # he says that his host is of another class than the verifier's
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.labapex.proof.lab import contract
 
-from labapex.proof.challenge import draw, largest_updates
+from labapex.proof.challenge import abrupt_changes, draw, largest_updates
 from labapex.protocol.contract import ScriptFacts
 from labapex.protocol.records import Leaf
 
@@ -74,3 +75,29 @@ def test_every_segment_can_be_drawn() -> None:
         opening = draw(terms, leaves, audit_segments=1, top_q=0, pev_percent=10, random=random.Random(seed), ends=False)
         drawn |= set(opening.segments)
     assert drawn == set(range(len(leaves) - 1))
+
+
+@pytest.mark.parametrize(
+    "norms",
+    [
+        [0.0, 1.0, 1.2, 0.9, 1.1, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        [0.0, 1.0, 1.2, 0.9, 1.1, 1.0, None, None, None, None, None],
+        [0.0, 1.0, 1.2, 0.9, 1.1, 1.0, 1e-6, 1.1e-6, 1e-6, 1e-6, 1.2e-6],
+        [0.0, 1e-9, 1e-9, 1e-9, 1e-9, 1e-9, 1.0, 1.1, 1.0, 1.2, 1.0],
+    ],
+)
+def test_where_updates_begin_or_cease_both_sides_are_looked_at(norms: list[float | None]) -> None:
+    _, leaves = log(10, 1, 1, norms)
+    assert abrupt_changes(leaves, 1, random.Random(1)) == {4, 5}
+
+
+def test_updates_that_never_change_are_left_to_chance() -> None:
+    for norms in ([0.0], [1.0], [None], [1.0, 2.0, 1.0, 1.5, 0.6]):
+        _, leaves = log(10, 2, 2, norms)
+        assert abrupt_changes(leaves, 2, random.Random(1)) == set()
+
+
+def test_a_short_segment_is_no_abrupt_change() -> None:
+    _, leaves = log(10, 2, 9, [0.0, 9.0, 1.0, 8.0, 2.0])  # of 9, 1, 8 and 2 iterations
+    assert [leaf.step for leaf in leaves] == [0, 9, 10, 18, 20]
+    assert abrupt_changes(leaves, 2, random.Random(1)) == set()
