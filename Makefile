@@ -8,7 +8,7 @@ EXAMPLE ?= digits
 CHEAT ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test check format lock bench attacks honest clean
+.PHONY: help setup runner demo test check format lock bench bench-proof bench-styles attacks honest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,8 +53,14 @@ attacks: runner ## every lie against every rule, as a table; then five cheats ag
 honest: $(VENV)/.complete ## honest runs of every style against every rule, as a table; none may be refused
 	$(BIN)/python tests/attacks/honest.py
 
-bench: runner ## ratios against a named baseline, measured in the same run
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: runner ## ratios against a named baseline, measured in the same run: the short ones
+	@for script in ingest.py package.py 'proof.py --quick'; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+
+bench-proof: $(VENV)/.complete ## what recording and verifying cost, and a replay's error; 6 minutes, QUICK=1 for one
+	@$(BIN)/python benchmarks/proof.py $(if $(QUICK),--quick)
+
+bench-styles: $(VENV)/.complete ## every style of script recorded, and replayed from every window, as a table
+	@$(BIN)/python benchmarks/styles.py
 
 lock: $(VENV)/.complete ## bring requirements.txt up to date with requirements.in
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --strip-extras --output-file=requirements.txt requirements.in

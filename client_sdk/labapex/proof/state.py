@@ -221,7 +221,7 @@ def distances(*, claimed: State, replayed: State, start: State) -> Distances:
         l1=_finite(float(difference.abs().sum())),
         l2=error,
         linf=_finite(float(difference.abs().max())) if difference.numel() else 0.0,
-        cos=_finite(1.0 - float(w @ w2) / lengths) if lengths else None,
+        cos=(0.0 if error == 0 else _finite(1.0 - float(w @ w2) / lengths)) if lengths else None,
         relative=relative,
     )
 

@@ -1,0 +1,298 @@
+"""What a proof costs, and what a replay's error is: `make bench-proof` (QUICK=1 for a first look).
+
+Everything is measured in this run, as CPU seconds of whole processes under one pinned thread, so that a busy machine
+changes little; each figure that is computed from measured ones says so. Lines that begin with `{` are JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from labapex.proof.challenge import draw
+from labapex.proof.determinism import pin
+from labapex.protocol.contract import Contract, ScriptFacts
+from labapex.protocol.records import Leaf
+from labapex.protocol.replay import Distances, ReplayReport, ReplayRequest
+
+WORKLOADS = Path(__file__).resolve().parent / "workloads"
+OTHER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX", "MKL_CBWR": "COMPATIBLE"}
+EPOCHS, PER_EPOCH, AUDITED = 200, 390, 44  # CIFAR-10 as usual; 1 - 0.9^44 = 99 %
+METRICS = ("l1", "l2", "linf", "cos")
+
+
+@dataclass(frozen=True)
+class Recorded:
+    contract: Contract
+    folder: Path
+    figures: dict[str, Any]
+
+
+class Bench:
+    """Runs workloads below one folder, each in a process of its own, forked by one that is pinned as a host would be."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.number = 0
+        self.hosts: dict[str, subprocess.Popen[str]] = {}
+
+    def folder(self, model: str) -> Path:
+        self.number += 1
+        folder = self.home / str(self.number)
+        (folder / "work").mkdir(parents=True)
+        shutil.copy(WORKLOADS / f"{model}.py", folder / "work" / "train.py")
+        return folder
+
+    def run(self, mode: str, folder: Path, request: Any, pins: dict[str, str] | None = None) -> dict[str, Any]:
+        environment = pins or pin(1)
+        name = json.dumps(environment)
+        if name not in self.hosts:
+            command = [sys.executable, str(WORKLOADS / "run.py")]
+            self.hosts[name] = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+            )
+        host = self.hosts[name]
+        assert host.stdin is not None
+        assert host.stdout is not None
+        host.stdin.write(json.dumps({"mode": mode, "folder": str(folder), "request": request}) + "\n")
+        host.stdin.flush()
+        answer: dict[str, Any] = json.loads(host.stdout.readline() or '{"problem": "the process ended"}')
+        return answer
+
+    def close(self) -> None:
+        for host in self.hosts.values():
+            host.communicate()
+
+    def bare(self, model: str, iterations: int, batch: int, save_every: int = 0) -> float:
+        """CPU seconds a step of the script as it is, with a naive `torch.save` each `save_every` steps."""
+        folder = self.folder(model)
+        request = {"args": [*arguments(iterations, batch), "--save-every", str(save_every)]}
+        found = self.run("bare", folder, request)
+        shutil.rmtree(folder)
+        return float(found["seconds"] / found["steps"])
+
+    def record(self, model: str, iterations: int, batch: int, every: int, *, seed: str = "a" * 64) -> Recorded:
+        folder = self.folder(model)
+        contract = terms(folder / "work" / "train.py", iterations, batch, every, seed)
+        return Recorded(contract, folder, self.run("record", folder, contract.model_dump(mode="json")))
+
+    def replay(
+        self, recorded: Recorded, segments: tuple[int, ...], *, threads: int = 1, kernels: dict[str, str] | None = None
+    ) -> tuple[ReplayReport, float]:
+        """Replay segments of a run, with the distances to what was recorded; and the CPU seconds that it took."""
+        opened = sorted({*segments, *(n + 1 for n in segments)})
+        request = ReplayRequest(
+            contract=recorded.contract.model_copy(update={"threads": threads}),
+            segments=segments,
+            compare=segments,
+            digests={n: recorded.figures["digests"][n] for n in opened},
+        )
+        pins = {**pin(threads), **(kernels or {})}
+        found = self.run("replay", recorded.folder, request.model_dump(mode="json"), pins)
+        report = ReplayReport.model_validate(found["report"])
+        if report.problem is not None or report.mismatched:
+            raise SystemExit(f"the replay failed: {report.problem or report.mismatched}")
+        return report, float(found["seconds"])
+
+
+def arguments(iterations: int, batch: int) -> list[str]:
+    return ["--iterations", str(iterations), "--batch", str(batch)]
+
+
+def terms(script: Path, iterations: int, batch: int, every: int, seed: str, epochs: int = 1) -> Contract:
+    line = next(n for n, text in enumerate(script.read_text().splitlines(), start=1) if "in enumerate(loader" in text)
+    facts = ScriptFacts(
+        loop=f"train.py:{line}", iterations_per_epoch=iterations, has_loader=True, gradients_are_state=False,
+        parameters=0, state_bytes=0,
+    )  # fmt: skip
+    return Contract(
+        job=UUID(int=1), lease=UUID(int=2), seed=seed, code="0" * 64, data="0" * 64, script="train.py",
+        args=tuple(arguments(iterations, batch)), epochs=epochs, checkpoint_every=every, threads=1, facts=facts,
+    )  # fmt: skip
+
+
+def tell(**figures: Any) -> None:
+    print(json.dumps({"benchmark": "proof", **figures}), flush=True)
+
+
+# -- recording -------------------------------------------------------------------------------------------------------
+
+
+def overhead(
+    bench: Bench, title: str, model: str, batch: int, *, iterations: int, rounds: int, tens: bool
+) -> dict[str, float]:
+    """Recording against the bare script and against `torch.save`, in turns, so that a slower minute meets all of them."""
+    ones = max(4, iterations // 2)
+    spent: dict[str, list[float]] = {}
+    counted: list[float] = []
+    size = 0
+    for turn in range(rounds):
+        spent.setdefault("bare", []).append(bench.bare(model, ones, batch))
+        for every in (1, 10) if tens else (1,):
+            run = bench.record(model, ones if every == 1 else iterations, batch, every)
+            spent.setdefault(f"record {every}", []).append(run.figures["seconds"] / run.figures["steps"])
+            if every == 1:
+                counted.append(run.figures["leaf_seconds"])
+            size = run.figures["state_bytes"]
+            shutil.rmtree(run.folder)
+            if turn == 0:
+                saved = bench.bare(model, ones if every == 1 else iterations, batch, save_every=every)
+                spent.setdefault(f"save {every}", []).append(saved)
+        spent["bare"].append(bench.bare(model, ones, batch))
+    step, leaf = statistics.median(spent["bare"]), statistics.median(counted)
+    save = statistics.median(spent["save 1"]) - step
+    print(f"\n{title}: batch {batch}, {1e3 * step:.0f} ms a step, state {size / 1e6:.1f} MB")
+    print(f"  a leaf takes {1e3 * leaf:.1f} ms, a naive torch.save {1e3 * save:.1f} ms (all CPU time)")
+    print("      k   torch.save    recorded    recorded, computed   (CPU seconds with / without)")
+    for every in (1, 10, 100):
+        measured = {
+            n: statistics.median(spent[f"{n} {every}"]) / step for n in ("save", "record") if f"{n} {every}" in spent
+        }
+        computed = 1 + leaf / every / step
+        shown = [f"{measured[n]:.3f}" if n in measured else "-" for n in ("save", "record")]
+        print(f"    {every:3d}   {shown[0]:>10}  {shown[1]:>10}  {computed:18.4f}")
+        tell(model=model, batch=batch, k=every, step_seconds=step, leaf_seconds=leaf, computed=computed, **measured)
+    print(f"  1.02 at k = 1 needs steps of {leaf / 0.02:.2f} s, 1.005 at k = 10 of {leaf / 10 / 0.005:.2f} s or more")
+    print("  computed = 1 + leaf / (k x step), from the CPU time that the recorder's own calls took")
+    return {"step": step, "leaf": leaf, "size": size}
+
+
+# -- verifying -------------------------------------------------------------------------------------------------------
+
+
+def verification(bench: Bench, unit: dict[str, float], batch: int, run_length: int) -> None:
+    """Unit costs from one real replay; then the sum for a whole job under challenges drawn by the platform's function."""
+    recorded = bench.record("resnet20", run_length + 1, batch, run_length)
+    _, start = bench.replay(recorded, ())
+    report, seconds = bench.replay(recorded, (0, 1))  # of `run_length` steps and of one
+    wall = sum(segment.seconds for segment in report.segments)
+    long, short = (segment.seconds * (seconds - start) / wall for segment in report.segments)
+    step = (long - short) / (run_length - 1)
+    leaf = max(0.0, short - step)
+    print(f"\nVerifying ResNet-20 at E = {EPOCHS}, S = {PER_EPOCH}: COMPUTED from units measured now:")
+    print(
+        f"  start of a replay {start:.1f} s (both seeds, once a job), a replayed step {1e3 * step:.0f} ms, "
+        f"a segment besides its steps {1e3 * leaf:.0f} ms"
+    )
+    training = EPOCHS * PER_EPOCH * unit["step"]
+    script = recorded.folder / "work" / "train.py"
+    print(f"  {AUDITED} segments at random: f = 10 % of false segments are met with {1 - 0.9**AUDITED:.1%}")
+    print(
+        "      k   challenge                               segments    steps   seconds / training   bytes opened / all"
+    )
+    for every in (1, 10, 100):
+        contract = terms(script, PER_EPOCH, batch, every, "a" * 64, EPOCHS)
+        leaves = [Leaf.model_construct(index=n, step=s, update_norm=1.0) for n, s in enumerate(contract.leaf_steps())]
+        for name, top, percent in (
+            ("random, first, last", 0, 0.0),
+            ("+ largest update of each epoch", 1, 0.0),
+            ("+ PEV 10 %", 1, 10.0),
+        ):
+            drawn = draw(
+                contract,
+                leaves,
+                audit_segments=AUDITED,
+                top_q=top,
+                pev_percent=percent,
+                random=random.Random(1),
+                ends=False,
+            )
+            evaluated = sum(len(sample.iterations) for sample in drawn.evaluations) if percent else 0
+            opened = {*drawn.segments, len(leaves) - 1, *(e.leaf for e in drawn.evaluations if percent)}
+            steps = sum(leaves[n + 1].step - leaves[n].step for n in drawn.segments) + evaluated
+            cost = (start + steps * step + len(opened) * leaf) / training
+            bytes_ = len(opened) / len(leaves)
+            print(f"    {every:3d}   {name:38}  {len(drawn.segments):8d}  {steps:7d}   {cost:18.2%}   {bytes_:18.2%}")
+            tell(model="resnet20", k=every, challenge=name, verification=cost, opened=bytes_, computed=True)
+    shutil.rmtree(recorded.folder)
+
+
+# -- reproducing -----------------------------------------------------------------------------------------------------
+
+
+def reproduction(
+    bench: Bench, *, iterations: int, batch: int, intervals: tuple[int, ...], hosts: dict[str, dict[str, Any]]
+) -> None:
+    """Table I of Jia et al.: the largest distance of a replayed from the recorded state over d_ref, that of two seeds' runs."""
+    reference = _reference(bench, iterations, batch)
+    print(f"\nReproduction error of ResNet-20 over d_ref (Jia et al., table I): {iterations} steps of batch {batch}")
+    print(f"  {'k':>4}  {'replayed on':30}" + "".join(f"{metric:>11}" for metric in METRICS) + "   same digest")
+    for every in intervals:
+        recorded = bench.record("resnet20", iterations, batch, every)
+        count = len(recorded.figures["digests"]) - 1
+        segments = tuple(sorted({0, count // 3, 2 * count // 3, count - 1}))
+        for host, options in hosts.items():
+            report, _ = bench.replay(recorded, segments, **options)
+            found = [segment.distances for segment in report.segments]
+            errors = {
+                m: max((getattr(d, m) or 0.0) / (getattr(reference, m) or 1.0) for d in found if d) for m in METRICS
+            }
+            same = sum(s.state == recorded.figures["digests"][s.leaf + 1] for s in report.segments)
+            label = "T" if every == iterations else str(every)
+            print(
+                f"  {label:>4}  {host:30}"
+                + "".join(f"{errors[m]:11.1e}" for m in METRICS)
+                + f"   {same} of {len(segments)}"
+            )
+            tell(model="resnet20", k=every, host=host, same_digest=same, segments=len(segments), **errors)
+        shutil.rmtree(recorded.folder)
+    print("  the largest of up to four segments; a digest is over the whole state, the distances over the parameters")
+
+
+def _reference(bench: Bench, iterations: int, batch: int) -> Distances:
+    """How far apart the final parameters of two seeds are: the second run's states stand where the replayed ones would."""
+    one, other = (bench.record("resnet20", iterations, batch, iterations, seed=seed * 64) for seed in "ab")
+    script = "import json, sys\nfrom pathlib import Path\nfrom labapex.proof.state import State, distances\n"
+    script += "one, other, start = (State.load(Path(p)) for p in sys.argv[1:])\n"
+    script += "print(distances(claimed=one, replayed=other, start=start).model_dump_json())"
+    paths = [
+        one.folder / "states" / "1.safetensors",
+        other.folder / "states" / "1.safetensors",
+        one.folder / "states" / "0.safetensors",
+    ]
+    ran = subprocess.run(
+        [sys.executable, "-c", script, *map(str, paths)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    shutil.rmtree(one.folder)
+    shutil.rmtree(other.folder)
+    return Distances.model_validate_json(ran.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller steps; the ratios are rough")
+    quick = parser.parse_args().quick
+    small = {"the same class": {}, "two threads": {"threads": 2}}
+    with tempfile.TemporaryDirectory(prefix="labapex-bench-") as home:
+        bench = Bench(Path(home))
+        try:
+            if quick:
+                how = {"iterations": 5, "rounds": 1, "tens": False}
+                resnet = overhead(bench, "ResNet-20, 32 x 32 images", "resnet20", 32, **how)
+                overhead(bench, "GPT, 10.7 M parameters", "gpt", 4, **how)
+                verification(bench, resnet, 32, 5)
+                reproduction(bench, iterations=10, batch=16, intervals=(1, 10), hosts=small)
+            else:
+                how = {"iterations": 21, "rounds": 2, "tens": True}
+                resnet = overhead(bench, "ResNet-20, 32 x 32 images", "resnet20", 128, **how)
+                overhead(bench, "GPT, 10.7 M parameters", "gpt", 8, **how)
+                verification(bench, resnet, 128, 10)
+                hosts = {**small, "other kernels": {"kernels": OTHER_KERNELS}}
+                reproduction(bench, iterations=40, batch=32, intervals=(1, 10, 40), hosts=hosts)
+        finally:
+            bench.close()
+
+
+if __name__ == "__main__":
+    main()
