@@ -25,6 +25,7 @@ from labapex.proof.randomness import derive
 from labapex.proof.record import batches_digest, step_digest
 from labapex.proof.runtime import Engine, Finished
 from labapex.proof.state import State, distances, parameter_change, reference_distance
+from labapex.proof.takehome import weights
 from labapex.protocol.contract import Contract
 from labapex.protocol.records import column
 from labapex.protocol.replay import EpochSample, EvaluationReport, ReplayReport, ReplayRequest, SegmentReport
@@ -127,7 +128,7 @@ class Replayer:
         self.item = item
         self.losses, self.batches, self.norms = [], [], []
         if isinstance(item, Weights):
-            safetensors.torch.save_file(engine.weights(), self.folder / "weights.safetensors")
+            safetensors.torch.save_file(weights(engine), self.folder / "weights.safetensors")
             self._done()
         elif isinstance(item, Evaluation):
             self._aim(engine, item)

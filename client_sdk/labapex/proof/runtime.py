@@ -377,39 +377,13 @@ class Engine:
         found = [p for o in self._alive_optimizers() for g in o.param_groups for p in g["params"]]
         return list({id(p): p for p in [*found, *self.declared.parameters()]}.values())
 
+    def namespaces(self) -> list[dict[str, Any]]:
+        """All variables of the script, those of its running functions first, innermost first."""
+        return [dict(f.f_locals) for f in reversed(self._frames())] + list(self._modules().values())
+
     def took_backward(self) -> bool:
         """Whether a loss was propagated backwards in this turn."""
         return bool(self._losses)
-
-    def weights(self) -> dict[str, Tensor]:
-        """What the client takes home: the state dicts of the script's outermost modules that an optimizer trains.
-
-        One module gives its own names; several are told apart by the variable that holds them.
-        """
-        trained = {id(p) for p in self.trained()}
-        spaces = [dict(f.f_locals) for f in reversed(self._frames())] + list(self._modules().values())
-        spaces.append(dict(self.declared.models()))
-        found: dict[str, nn.Module] = {}
-        for space in spaces:
-            for name, value in space.items():
-                if isinstance(value, nn.Module) and any(id(p) in trained for p in value.parameters()):
-                    found.setdefault(name, value)
-        parts = {id(m) for module in found.values() for m in module.modules() if m is not module}
-        outer: dict[int, tuple[str, nn.Module]] = {}
-        for name, module in found.items():
-            if id(module) not in parts:
-                outer.setdefault(id(module), (name, module))
-        named = list(outer.values())
-        prefix = len(named) > 1
-        own = {id(t): name for name, t in self.declared.tensors().items()}  # that no module holds
-        own |= {id(v): name for space in spaces[::-1] for name, v in space.items() if id(v) in own}
-        alone = {own[id(t)]: t.detach().to("cpu", copy=True).contiguous() for t in self.declared.tensors().values()}
-        return alone | {
-            (f"{name}.{key}" if prefix else key): tensor.detach().to("cpu", copy=True).contiguous()
-            for name, module in named
-            for key, tensor in module.state_dict().items()
-            if isinstance(tensor, Tensor)
-        }
 
     # -- hooks into torch ------------------------------------------------------------------------------------------
 

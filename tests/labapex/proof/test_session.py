@@ -83,6 +83,8 @@ def test_a_script_that_says_it_in_five_lines_is_recorded_and_reproduced_bit_for_
     weights = safetensors.torch.load_file(tmp_path / "weights.safetensors")
     assert sum(t.numel() for t in weights.values()) >= tried.facts.parameters
     assert not any(name.startswith("prepared") for name in weights)
+    if name == "session_data":
+        assert sorted(weights) == ["bias", "weight"]
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -141,6 +143,22 @@ def test_a_script_that_would_go_on_ends_with_its_contract(lab: Lab, tmp_path: Pa
 def test_the_five_lines_can_be_pasted(tmp_path: Path) -> None:
     lines = textwrap.dedent(FIVE_LINES)
     plain("model = optimizer = loss = None\nloader = [1, 2]\n" + lines + "\nprint(batch)\n", tmp_path, SOURCES)
+
+
+def test_tensors_and_modules_of_one_script_keep_names_of_their_own(lab: Lab, tmp_path: Path) -> None:
+    script = (SCRIPTS / "session_data.py").read_text()
+    script = script.replace("weight, bias = run.prepare(weight, bias)", "net = run.prepare(Net(), [weight, bias])[0]")
+    script = script.replace("+ bias", "+ net(x[at]) + bias").replace(
+        "update([weight, bias]", "update([weight, bias, *net.parameters()]"
+    )
+    script = "import torch\nclass Net(torch.nn.Linear):\n    def __init__(self): super().__init__(5, 1)\n" + script
+    tried = lab.preflight(script, tmp_path)
+    assert tried.facts is not None, tried.problem
+    assert tried.facts.parameters == 12
+    recording = lab.record(laboratory.contract(tried.facts), tmp_path)
+    assert lab.replay(recording, laboratory.challenge(recording, ends=True)).problem is None
+    weights = safetensors.torch.load_file(tmp_path / "weights.safetensors")
+    assert sorted(weights) == ["bias", "net.bias", "net.weight", "weight"]
 
 
 WRONG = {
