@@ -49,6 +49,8 @@ def other(value: Any, data: st.DataObject) -> Any:
         return data.draw(st.text(min_size=1, max_size=9).filter(lambda text: text != value))
     if isinstance(value, int):
         return data.draw(st.integers(0, 99).filter(lambda n: n != value))
+    if value is None:  # a norm that an earlier mutation took away
+        return 1.0
     near = st.sampled_from([value * (1 + 1e-5), value / 2, value + 1, 0.0])
     return data.draw((near | st.none()).filter(lambda x: x != value))
 
