@@ -74,13 +74,13 @@ class Bench:
         for host in self.hosts.values():
             host.communicate()
 
-    def bare(self, model: str, iterations: int, batch: int, save_every: int = 0) -> float:
-        """CPU seconds a step of the script as it is, with a naive `torch.save` each `save_every` steps."""
+    def bare(self, model: str, iterations: int, batch: int, save_every: int = 0) -> dict[str, float]:
+        """The script as it is, with a naive `torch.save` each `save_every` steps: CPU seconds a step and a save."""
         folder = self.folder(model)
         request = {"args": [*arguments(iterations, batch), "--save-every", str(save_every)]}
         found = self.run("bare", folder, request)
         shutil.rmtree(folder)
-        return float(found["seconds"] / found["steps"])
+        return {"step": found["seconds"] / found["steps"], "save": found["save_seconds"]}
 
     def record(self, model: str, iterations: int, batch: int, every: int, *, seed: str = "a" * 64) -> Recorded:
         folder = self.folder(model)
@@ -134,37 +134,44 @@ def overhead(
 ) -> dict[str, float]:
     """Recording against the bare script and against `torch.save`, in turns, so that a slower minute meets all of them."""
     ones = max(4, iterations // 2)
-    spent: dict[str, list[float]] = {}
-    counted: list[float] = []
+    spent: dict[str, list[float]] = {"bare": []}
+    leaves: list[float] = []
+    saves: list[float] = []
     size = 0
     for turn in range(rounds):
-        spent.setdefault("bare", []).append(bench.bare(model, ones, batch))
+        spent["bare"].append(bench.bare(model, ones, batch)["step"])
         for every in (1, 10) if tens else (1,):
-            run = bench.record(model, ones if every == 1 else iterations, batch, every)
+            length = ones if every == 1 else iterations
+            run = bench.record(model, length, batch, every)
             spent.setdefault(f"record {every}", []).append(run.figures["seconds"] / run.figures["steps"])
-            if every == 1:
-                counted.append(run.figures["leaf_seconds"])
+            leaves += [run.figures["leaf_seconds"]] if every == 1 else []
             size = run.figures["state_bytes"]
             shutil.rmtree(run.folder)
             if turn == 0:
-                saved = bench.bare(model, ones if every == 1 else iterations, batch, save_every=every)
-                spent.setdefault(f"save {every}", []).append(saved)
-        spent["bare"].append(bench.bare(model, ones, batch))
-    step, leaf = statistics.median(spent["bare"]), statistics.median(counted)
-    save = statistics.median(spent["save 1"]) - step
+                saved = bench.bare(model, length, batch, save_every=every)
+                spent[f"save {every}"] = [saved["step"]]
+                saves += [saved["save"]] if every == 1 else []
+        spent["bare"].append(bench.bare(model, ones, batch)["step"])
+    step, leaf, save = (statistics.median(values) for values in (spent["bare"], leaves, saves))
     print(f"\n{title}: batch {batch}, {1e3 * step:.0f} ms a step, state {size / 1e6:.1f} MB")
-    print(f"  a leaf takes {1e3 * leaf:.1f} ms, a naive torch.save {1e3 * save:.1f} ms (all CPU time)")
-    print("      k   torch.save    recorded    recorded, computed   (CPU seconds with / without)")
+    print(f"  a leaf takes {1e3 * leaf:.1f} ms of CPU time, a naive torch.save {1e3 * save:.1f} ms")
+    print("  CPU seconds with / without:   whole runs                 computed")
+    print("      k                    torch.save  recorded      torch.save  recorded")
     for every in (1, 10, 100):
-        measured = {
+        whole = {
             n: statistics.median(spent[f"{n} {every}"]) / step for n in ("save", "record") if f"{n} {every}" in spent
         }
-        computed = 1 + leaf / every / step
-        shown = [f"{measured[n]:.3f}" if n in measured else "-" for n in ("save", "record")]
-        print(f"    {every:3d}   {shown[0]:>10}  {shown[1]:>10}  {computed:18.4f}")
-        tell(model=model, batch=batch, k=every, step_seconds=step, leaf_seconds=leaf, computed=computed, **measured)
-    print(f"  1.02 at k = 1 needs steps of {leaf / 0.02:.2f} s, 1.005 at k = 10 of {leaf / 10 / 0.005:.2f} s or more")
-    print("  computed = 1 + leaf / (k x step), from the CPU time that the recorder's own calls took")
+        computed = {n: 1 + cost / every / step for n, cost in (("save", save), ("record", leaf))}
+        shown = [f"{whole[n]:.3f}" if n in whole else "-" for n in ("save", "record")]
+        print(
+            f"    {every:3d}                    {shown[0]:>10}  {shown[1]:>8}      "
+            f"{computed['save']:10.4f}  {computed['record']:8.4f}"
+        )
+        tell(model=model, batch=batch, k=every, step_seconds=step, leaf_seconds=leaf, whole=whole, computed=computed)
+    print(
+        "  computed = 1 + cost / (k x step), with the CPU time of the calls themselves; whole runs differ by their noise, too"
+    )
+    print(f"  1.02 at k = 1 takes steps of {leaf / 0.02:.2f} s or more, 1.005 at k = 10 of {leaf / 10 / 0.005:.2f} s")
     return {"step": step, "leaf": leaf, "size": size}
 
 

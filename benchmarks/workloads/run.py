@@ -56,8 +56,8 @@ def stepping() -> list[float]:
     return marks
 
 
-def watched(owner: type, name: str) -> list[float]:
-    """CPU seconds of each call of a method from now on, in the thread that makes it."""
+def watched(owner: Any, name: str) -> list[float]:
+    """CPU seconds of each call of a function or method from now on, in the thread that makes it."""
     plain: Callable[..., Any] = getattr(owner, name)
     spent: list[float] = []
 
@@ -76,9 +76,10 @@ def bare(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     os.chdir(folder / "work")
     torch.set_num_threads(1)
     sys.argv = ["train.py", *request["args"]]
-    marks = stepping()
+    marks, saves = stepping(), watched(torch, "save")
     runpy.run_path(str(folder / "work" / "train.py"), run_name="__main__")
-    return {"seconds": marks[-1] - marks[0], "steps": len(marks) - 1}
+    save = statistics.median(saves) if saves else 0.0
+    return {"seconds": marks[-1] - marks[0], "steps": len(marks) - 1, "save_seconds": save}
 
 
 def record(request: dict[str, Any], folder: Path) -> dict[str, Any]:
