@@ -54,7 +54,7 @@ honest: $(VENV)/.complete ## honest runs of every style against every rule, as a
 	$(BIN)/python tests/attacks/honest.py
 
 bench: runner ## ratios against a named baseline, measured in the same run: the short ones
-	@for script in ingest.py package.py 'proof.py --quick'; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+	@for script in ingest.py package.py styles.py 'proof.py --quick'; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
 
 bench-proof: $(VENV)/.complete ## what recording and verifying cost, and a replay's error; 6 minutes, QUICK=1 for one
 	@$(BIN)/python benchmarks/proof.py $(if $(QUICK),--quick)
