@@ -30,14 +30,15 @@ from torch.optim.optimizer import (
 
 from labapex.errors import MalformedInput, TrainingFailed
 from labapex.proof import loaders, loops
+from labapex.proof.capture import Capture, Memory
 from labapex.proof.clock import mark_clocks
 from labapex.proof.declared import Declared
 from labapex.proof.instrument import execute
 from labapex.proof.liveness import live_names
 from labapex.proof.loops import Each, Loop, Turns
 from labapex.proof.randomness import derive, mix_in, seed_everything
+from labapex.proof.restore import Restore, stale
 from labapex.proof.state import Buffers, State
-from labapex.proof.walk import Capture, Memory, Restore, stale
 from labapex.protocol.contract import Contract
 
 L = TypeVar("L", bound=Loop)

@@ -20,7 +20,9 @@ from torch import nn
 
 from labapex.errors import MalformedInput, TrainingFailed
 from labapex.proof import merkle
+from labapex.proof.capture import Capture, Memory
 from labapex.proof.clock import Reading
+from labapex.proof.restore import Restore
 from labapex.proof.state import (
     _FILE_TYPES,
     CHUNK,
@@ -31,7 +33,6 @@ from labapex.proof.state import (
     parameter_change,
     raw_bytes,
 )
-from labapex.proof.walk import Capture, Memory, Restore
 from labapex.protocol.canonical import canonical
 
 Point = namedtuple("Point", "x y")
