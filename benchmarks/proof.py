@@ -204,7 +204,7 @@ def verification(bench: Bench, unit: dict[str, float], batch: int, run_length: i
         for name, top, percent in (
             ("random, first, last", 0, 0.0),
             ("+ largest update of each epoch", 1, 0.0),
-            ("+ PEV 10 %", 1, 10.0),
+            ("+ PEV 10 % of five epochs", 1, 10.0),
         ):
             drawn = draw(
                 contract,

@@ -13,6 +13,7 @@ from labapex.protocol.records import Leaf
 from labapex.protocol.replay import EpochSample
 
 ABRUPT = 3  # changes of the claimed updates whose two segments are always replayed
+EVALUATED_EPOCHS = 5  # PEV of every epoch would cost a tenth of the training and decides nothing
 ABRUPT_RATIO = 4.0  # of one update to the next, each for one iteration: what honest training rarely does
 
 
@@ -43,9 +44,9 @@ def draw(
     """Draw a challenge for a complete log of leaves.
 
     `audit_segments` segments uniformly at random, the `top_q` of each epoch with the largest claimed update (Jia et al.,
-    Algorithm 2), both sides of the most abrupt changes, the first and the last; each epoch's checkpoint with `pev_percent`
-    of its iterations; the final state. `ends` opens every segment's end state as well. `random` must be unpredictable for the
-    worker (`random.SystemRandom`).
+    Algorithm 2), both sides of the most abrupt changes, the first and the last; the checkpoints of up to five epochs with
+    `pev_percent` of their iterations; the final state. `ends` opens every segment's end state as well. `random` must be
+    unpredictable for the worker (`random.SystemRandom`).
     """
     count = len(leaves) - 1
     segments = {0, count - 1} | set(random.sample(range(count), min(audit_segments, count)))
@@ -59,7 +60,7 @@ def draw(
             leaf=steps[epoch * per_epoch],
             iterations=tuple(sorted(random.sample(range(per_epoch), wanted))),
         )
-        for epoch in range(1, contract.epochs + 1)
+        for epoch in sorted(random.sample(range(1, contract.epochs + 1), min(EVALUATED_EPOCHS, contract.epochs)))
     )
     indices = segments | {e.leaf for e in evaluations} | {count} | ({s + 1 for s in segments} if ends else set())
     return Opening(

@@ -269,7 +269,7 @@ def vmo(evidence: Evidence) -> Outcome:
 
 
 def pev(evidence: Evidence) -> Outcome:
-    """LAB 2.2, Probabilistic Epoch Validation. |L_e - L'_e| < sigma_e x 100 / N, for each epoch e.
+    """LAB 2.2, Probabilistic Epoch Validation. |L_e - L'_e| < sigma_e x 100 / N, for each epoch e that was drawn.
 
     L_e and sigma_e: mean and standard deviation of the epoch's logged losses; L'_e: mean loss of N % of the epoch's
     batches under its final checkpoint. Value and limit: the epoch closest to failing. At N = 10 the limit is ten sigma and
