@@ -22,7 +22,7 @@ from labapex import sandbox
 ROOT = Path(__file__).resolve().parents[3]
 BROKERS = {
     "redis": os.environ.get("LABAPEX_TEST_REDIS_URL", "redis://127.0.0.1:6379/15"),
-    "rabbitmq": os.environ.get("LABAPEX_TEST_AMQP_URL", "amqp://guest:guest@127.0.0.1:5672//"),
+    "rabbitmq": os.environ.get("LABAPEX_TEST_RABBITMQ_URL", "amqp://guest:guest@127.0.0.1:5672//"),
 }
 SUBMIT = """
 from tests.labapex_server.scenes import submitted
