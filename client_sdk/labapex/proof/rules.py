@@ -169,7 +169,8 @@ def point_loss(evidence: Evidence) -> Outcome:
     if report is None or not report.segments:
         return None, 0.0, "not-applicable", "nothing was replayed"
     steps = evidence.contract.leaf_steps()
-    worst, where = 0.0, -1
+    limit = 0.0 if evidence.one_class else POINT_LOSS_DELTA
+    worst = (False, 0.0, -1, limit)  # too large, the difference, its iteration, its limit
     for segment in report.segments:
         start, stop = (steps[segment.leaf], steps[segment.leaf + 1]) if 0 <= segment.leaf < len(steps) - 1 else (0, 0)
         if (segment.start, segment.stop) != (start, stop) or start == stop:
@@ -183,13 +184,11 @@ def point_loss(evidence: Evidence) -> Outcome:
             return float(len(recomputed)), float(len(logged)), "fail", f"iterations {segment.start} to {segment.stop}"
         for step, (a, b) in enumerate(zip(logged, recomputed, strict=True), start=segment.start):
             difference = _difference(a, b) / (1.0 if exact else max(1.0, abs(a)))
-            if exact and difference:
-                return _finite(difference), 0.0, "fail", f"at iteration {step}, which was reproduced exactly"
-            if difference > worst:
-                worst, where = difference, step
-    limit = 0.0 if evidence.one_class else POINT_LOSS_DELTA
-    detail = f"largest at iteration {where}" if where >= 0 else ""
-    return _finite(worst), limit, passes(worst <= limit), detail
+            allowed = 0.0 if exact else limit
+            if difference:
+                worst = max(worst, (difference > allowed, difference, step, allowed))
+    too_large, value, where, limit = worst
+    return _finite(value), limit, passes(not too_large), f"largest at iteration {where}" if where >= 0 else ""
 
 
 def replay(evidence: Evidence) -> Outcome:

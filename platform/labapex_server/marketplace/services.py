@@ -40,6 +40,7 @@ __all__ = [
     "fail",
     "finish",
     "forgive_silence",
+    "give_up",
     "heartbeat",
     "lease",
     "reconcile",
