@@ -7,6 +7,7 @@ import marshal
 import random
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ from labapex.proof.nodes import (
     LOADER_PARTS,
     SAFE_INTEGER,
     class_name,
+    in_order,
     is_attribute,
     is_filled,
     is_plain_key,
@@ -32,6 +34,7 @@ from labapex.proof.state import Buffers, State
 
 _LARGE = 1024  # items from which a container that nobody touched is not stored
 _MAX_DEPTH = 200
+_IMMUTABLE = (tuple, frozenset, range, torch.device, torch.dtype, Enum)
 
 Handler = Callable[[str, Any, bool], Any]
 
@@ -117,11 +120,12 @@ class Capture:
     def finish(self, structure: dict[str, Any], buffers: Buffers | None = None) -> State:
         """Close the walk: tensors are copied to contiguous CPU memory that the script cannot touch."""
         self.memory.captured()
+        self.alive.clear()  # this walk is a cycle of its own handlers: what it met must not wait for the garbage collector
         return State(structure, (buffers or Buffers()).copy(self.tensors), sorted(self.parameters))
 
     def variables(self, path: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Nodes of a namespace, those that are kept among them: a name that is not there is not bound."""
-        return {name: self.node(f"{path}/{name}", value) for name, value in variables.items() if is_variable(name)}
+        return {name: self.node(f"{path}/{name}", value) for name, value in in_order(variables) if is_variable(name)}
 
     def node(self, path: str, value: Any, within: bool = False) -> Any:
         """The node of one value. `within`: inside a module or optimizer, where every tensor is stored."""
@@ -130,7 +134,7 @@ class Capture:
         if value is None or isinstance(value, bool):
             return value
         if isinstance(value, Reading):
-            return KEEP
+            return {"clock": 1}
         kind = type(value)
         if kind is int:
             return value if abs(value) <= SAFE_INTEGER else {"i": str(value)}
@@ -149,7 +153,7 @@ class Capture:
             return KEEP
         if isinstance(value, list | dict | set | deque) and len(value) >= _LARGE and self.memory.unchanged(path, value):
             return KEEP
-        if isinstance(value, tuple | frozenset):  # immutable: which of two equal ones it is makes no difference
+        if isinstance(value, _IMMUTABLE):  # which of two equal ones it is makes no difference
             return handler(path, value, within)
         self.seen[id(value)] = path
         self.alive.append(value)
@@ -166,7 +170,7 @@ class Capture:
 
     def _handler_of(self, value: Any) -> Handler | None:
         for types, handler in self._by_type:
-            if isinstance(value, types):
+            if issubclass(type(value), types):  # wrappers pass themselves off as what they wrap
                 return handler
         module = type(value).__module__
         if hasattr(value, "__dict__") and (self.own(module) or f"{module}.".startswith(LIBRARY_CLASSES)):
@@ -180,12 +184,16 @@ class Capture:
             (torch.optim.Optimizer, self._optimizer),
             (nn.Module, self._object),
             (torch.utils.data.DataLoader, self._loader),
-            (Pass, lambda p, v, w: {"pass": v.place()}),
+            (Pass, lambda p, v, w: {"pass": v.place(), "of": self.node(f"{p}/of", v.loader)}),
             (dict, self._dict),
             (list, lambda p, v, w: {"l": self._items(p, v, w)}),
             (tuple, self._tuple),
             (deque, lambda p, v, w: {"q": self._items(p, v, w), "max": v.maxlen}),
             ((set, frozenset), self._set),
+            (Enum, self._member),
+            (torch.device, lambda p, v, w: {"device": str(v)}),
+            (torch.dtype, lambda p, v, w: {"dtype": str(v).removeprefix("torch.")}),
+            (range, lambda p, v, w: {"r": [v.start, v.stop, v.step]}),
             (torch.Generator, lambda p, v, w: self._store(p, v.get_state(), {"rng": "torch"})),
             (np.random.Generator, lambda p, v, w: {"rng": "numpy", "state": self._plain(v.bit_generator.state)}),
             (np.random.RandomState, self._random_state),
@@ -243,20 +251,20 @@ class Capture:
         within = within or isinstance(value, nn.Module)
         attributes = {
             name: self.node(f"{path}/{name}", attribute, within)
-            for name, attribute in value.__dict__.items()
+            for name, attribute in in_order(value.__dict__)
             if is_attribute(name)
         }
         return {"o": class_name(value), "a": attributes}
 
     def _loader(self, path: str, value: torch.utils.data.DataLoader[Any], within: bool) -> Any:
-        """A loader itself is made anew; a data set or sampler of the script's own may have been told something meanwhile."""
+        """What decides the batches: a loader may be another one in each epoch, and be told something meanwhile."""
         return {"dl": {name: self.node(f"{path}/{name}", getattr(value, name)) for name in LOADER_PARTS}}
 
     def _optimizer(self, path: str, value: torch.optim.Optimizer, within: bool) -> Any:
         states, groups = [], []
         for g, group in enumerate(value.param_groups):
             options = {k: v for k, v in group.items() if k != "params"}
-            groups.append({k: self.node(f"{path}/group.{g}/{k}", v, True) for k, v in options.items()})
+            groups.append({k: self.node(f"{path}/group.{g}/{k}", v, True) for k, v in in_order(options)})
             for n, parameter in enumerate(group["params"]):
                 where = f"{path}/{g}.{n}"
                 known = value.state.get(parameter, {})
@@ -282,11 +290,14 @@ class Capture:
             return int(value) if abs(int(value)) <= SAFE_INTEGER else {"i": str(int(value))}
         return value
 
+    def _member(self, path: str, value: Enum, within: bool) -> Any:
+        return {"e": class_name(value), "name": value.name} if self.own(type(value).__module__) else KEEP
+
     def _function(self, path: str, value: FunctionType, within: bool) -> Any:
         if not self.own(value.__module__ or "") or not value.__closure__:
             return KEEP
         cells = {}
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__, strict=True):
+        for name, cell in in_order(dict(zip(value.__code__.co_freevars, value.__closure__, strict=True))):
             if is_filled(cell):
                 cells[name] = self.node(f"{path}/{name}", cell.cell_contents)
         return {"fn": cells}

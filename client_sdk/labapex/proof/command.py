@@ -1,30 +1,32 @@
-"""The process in which a script is recorded or replayed for `labapex record`, `verify` and `replay`: it may import torch.
+"""The process in which a script is recorded, replayed or tried for `labapex record`, `verify`, `replay` and `check`: it may
+import torch.
 
-    python -P -m labapex.proof.command record|replay FOLDER
+    python -P -m labapex.proof.command record|replay|preflight FOLDER
 
-reads FOLDER/request.json (`RecordRequest` or `ReplayRequest`) and writes FOLDER/report.json. What decides bits must be in
-the environment before torch is imported: where it is not, the process starts itself anew with it.
+reads FOLDER/request.json (`RecordRequest`, `ReplayRequest` or `PreflightRequest`) and writes FOLDER/report.json. What decides
+bits must be in the environment before torch is imported: where it is not, the process starts itself anew with it.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import struct
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from labapex.errors import LabApexError, TrainingFailed, UsageError
-from labapex.proof.confined import RecordReport, RecordRequest
+from labapex.errors import LabApexError, MalformedInput, TrainingFailed, UsageError
+from labapex.proof import recording
+from labapex.proof.confined import TERMS, RecordReport, RecordRequest
 from labapex.proof.determinism import pin
-from labapex.proof.folder import check_bounds
-from labapex.protocol.canonical import M, Message, canonical, parse
+from labapex.proof.folder import check_bounds, opened
+from labapex.protocol.canonical import M, Message, parse
 from labapex.protocol.contract import Contract
 from labapex.protocol.records import Leaf
-from labapex.protocol.replay import PreflightReport, PreflightRequest, ReplayRequest
+from labapex.protocol.replay import MAX_REPORT, PreflightReport, PreflightRequest, ReplayRequest
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import Optimizer
@@ -45,7 +47,9 @@ def main(arguments: list[str]) -> int:
                 return _record(Path(folder).absolute(), arguments)
             case ["replay", folder]:
                 return _replay(Path(folder).absolute(), arguments)
-        raise UsageError("usage: python -P -m labapex.proof.command record|replay FOLDER")
+            case ["preflight", folder]:
+                return _try(Path(folder).absolute(), arguments)
+        raise UsageError("usage: python -P -m labapex.proof.command record|replay|preflight FOLDER")
     except LabApexError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -59,22 +63,54 @@ def _replay(folder: Path, arguments: list[str]) -> int:
     return _answer(folder, engine.replay(request=request, folder=folder))
 
 
+def _try(folder: Path, arguments: list[str]) -> int:
+    request = _request(folder, PreflightRequest)
+    _pinned(request.threads, arguments)
+    from labapex.proof import engine
+
+    return _answer(folder, engine.preflight(request=request, folder=folder))
+
+
 def _record(folder: Path, arguments: list[str]) -> int:
     request = _request(folder, RecordRequest)
     _pinned(request.threads, arguments)
     from labapex.proof import engine
 
-    found = engine.preflight(request=_preflight(request), folder=folder)
     try:
-        contract = _contract(request, found, folder)
-        for state in (folder / "states").iterdir():  # the preflight's
-            state.unlink()
-        log = _Log(folder, contract)
-        engine.train(contract=contract, folder=folder, sink=log)
+        terms = _terms(folder) or _fixed(request, folder)
+        assert terms.contract is not None
+        here = engine.environment_elsewhere(request.threads, folder)
+        if terms.environment != here:
+            raise TrainingFailed("the recording began on a host of another class; go on there, or record anew")
+        after = recording.resumable(folder, terms.contract)
+        if after:
+            _tell(f"going on from iteration {after[-1].step}")
+        log = _Log(folder, terms.contract, after)
+        engine.train(contract=terms.contract, folder=folder, sink=log, after=after[-1] if after else None)
         log.close()
-    except TrainingFailed as error:
+    except (TrainingFailed, MalformedInput) as error:
         return _answer(folder, RecordReport(problem=str(error)[-20_000:]))
-    return _answer(folder, RecordReport(contract=contract, environment=found.environment))
+    return _answer(folder, terms)
+
+
+def _terms(folder: Path) -> RecordReport | None:
+    """Those of a recording that was interrupted; None where there is none."""
+    if not (folder / TERMS).exists():
+        return None
+    with opened(folder, TERMS) as file:
+        return parse(RecordReport, file.read(MAX_REPORT + 1), limit=MAX_REPORT)
+
+
+def _fixed(request: RecordRequest, folder: Path) -> RecordReport:
+    """The terms of a new recording, kept in its folder. Raises `TrainingFailed`."""
+    from labapex.proof import engine
+
+    found = engine.preflight(request=_preflight(request), folder=folder)
+    terms = RecordReport(contract=_contract(request, found, folder), environment=found.environment)
+    for state in (folder / "states").iterdir():  # the preflight's
+        state.unlink()
+    _write(folder / TERMS, terms)
+    return terms
 
 
 def _preflight(request: RecordRequest) -> PreflightRequest:
@@ -103,6 +139,7 @@ def _contract(request: RecordRequest, found: PreflightReport, folder: Path) -> C
         args=request.args,
         epochs=request.epochs or 1,
         checkpoint_every=request.checkpoint_every,
+        keep_every=request.keep_every,
         threads=request.threads,
         facts=found.facts,
     )
@@ -114,19 +151,18 @@ def _contract(request: RecordRequest, found: PreflightReport, folder: Path) -> C
 
 def _count(contract: Contract, folder: Path) -> int:
     """How many epochs the script makes when nobody stops it: found out by running it once."""
-    from labapex.proof.isolate import isolated
+    from labapex.proof.isolate import fresh_work, isolated
     from labapex.proof.runtime import Engine
 
     _tell("counting the script's iterations by a first run; --epochs saves it")
-    work = folder / "count" / "work"
-    shutil.copytree(folder / "work", work)
+    work = fresh_work(folder, "count")
 
     def run() -> dict[str, Any]:
         counter = _Counter()
         Engine.under(contract, work, counter).run(contract.threads)
         return {"iterations": counter.iterations}
 
-    done = int(isolated(run, folder / "console.log")["iterations"])
+    done = int(isolated(run, folder / "console.log", writes=(work.parent,))["iterations"])
     shutil.rmtree(work.parent)
     epochs, rest = divmod(done, contract.facts.iterations_per_epoch)
     if rest or not epochs:
@@ -159,29 +195,20 @@ class _Counter:
         pass
 
 
-class _Log:
-    """A sink that writes each record as it comes: unbuffered, so that a script that forks never writes one twice."""
+class _Log(recording.Log):
+    """A log that tells how far it is."""
 
-    def __init__(self, folder: Path, contract: Contract) -> None:
-        names = ("leaves.jsonl", "losses.f64", "times.f64")
-        self._files = [(folder / name).open("wb", buffering=0) for name in names]
+    def __init__(self, folder: Path, contract: Contract, after: Sequence[Leaf]) -> None:
+        super().__init__(folder, after)
         self._total = contract.iterations
         self._told = -_TELL_SECONDS
 
     def iteration(self, step: int, loss: float, at: float) -> None:
-        self._files[1].write(struct.pack("<d", loss))
-        self._files[2].write(struct.pack("<d", at))
+        super().iteration(step, loss, at)
         now = _monotonic()
         if now - self._told >= _TELL_SECONDS or step + 1 == self._total:
             self._told = now
             _tell(f"iteration {step + 1} of {self._total}, loss {loss:.4g}")
-
-    def leaf(self, leaf: Leaf) -> None:
-        self._files[0].write(canonical(leaf) + b"\n")
-
-    def close(self) -> None:
-        for file in self._files:
-            file.close()
 
 
 def _tell(text: str) -> None:
@@ -204,10 +231,15 @@ def _request(folder: Path, model: type[M]) -> M:
 
 
 def _answer(folder: Path, report: Message) -> int:
-    draft = folder / "report.json.part"
-    draft.write_text(report.model_dump_json())
-    draft.replace(folder / "report.json")
+    _write(folder / "report.json", report)
     return 0
+
+
+def _write(path: Path, message: Message) -> None:
+    """What is there is whole."""
+    draft = path.with_name(f"{path.name}.part")
+    draft.write_text(message.model_dump_json())
+    draft.replace(path)
 
 
 if __name__ == "__main__":

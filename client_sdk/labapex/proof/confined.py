@@ -31,17 +31,22 @@ from labapex.protocol.spec import BundlePath
 
 PROCESSES = 4096
 FILE_BYTES = 64 << 30
+DISK_BYTES = 256 << 30
+TERMS = "terms.json"  # in the folder of a recording that has begun: a `RecordReport`
 _SAID = 4000
 
 
 class RecordRequest(Message):
-    """Preflight and record the script in `work/`. `epochs` None: count them by a run of their own."""
+    """Preflight and record the script in `work/`, or go on with a recording whose terms lie in the folder already.
+
+    `epochs` None: count them by a run of their own."""
 
     script: BundlePath
     args: tuple[str, ...]
     epochs: int | None = Field(ge=1)
     iterations_per_epoch: int | None = Field(ge=1)
     checkpoint_every: int = Field(ge=1)
+    keep_every: int = Field(ge=1)
     threads: int = Field(ge=1)
     seed: Seed
     code: Digest
@@ -57,9 +62,30 @@ class RecordReport(Message):
 
 
 @contextmanager
+def draft(folder: Path) -> Iterator[Path]:
+    """`folder` as a scratch folder that an interruption leaves behind, with `states/` and the log in it.
+
+    It may be there from an interrupted recording, or not at all; `work/` and `tmp/` are empty in any case. It is gone once
+    the recording is complete, or where it failed before there was anything to go on from."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for name in ("work", "tmp"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).mkdir(mode=0o700)
+    (folder / "states").mkdir(mode=0o700, exist_ok=True)
+    try:
+        yield folder
+    finally:
+        whole = sys.exc_info()[0] is None
+        if whole or not (folder / TERMS).exists():
+            shutil.rmtree(folder)
+
+
+@contextmanager
 def scratch(parent: Path | None = None) -> Iterator[Path]:
-    """A private folder with `work/`, `states/` and `tmp/` that is gone afterwards. `parent` None: for temporary files."""
-    folder = Path(tempfile.mkdtemp(prefix=".labapex-", dir=parent)).resolve()
+    """A private folder with `work/`, `states/` and `tmp/` that is gone afterwards, in `parent`.
+
+    By default not below `/tmp`: a script could not write there then (`labapex.landlock`)."""
+    folder = Path(tempfile.mkdtemp(prefix=".labapex-", dir=parent or "/var/tmp")).resolve()  # noqa: S108 - made with 0700
     try:
         for name in ("work", "states", "tmp"):
             (folder / name).mkdir(mode=0o700)
@@ -69,7 +95,7 @@ def scratch(parent: Path | None = None) -> Iterator[Path]:
 
 
 def run(
-    mode: Literal["record", "replay"],
+    mode: Literal["record", "replay", "preflight"],
     folder: Path,
     *,
     request: Message,
@@ -124,14 +150,16 @@ def _confinement(folder: Path, threads: int) -> sandbox.Confinement:
             **pin(threads),
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
-            "HOME": str(folder),
+            "HOME": str(folder / "tmp"),
             "TMPDIR": str(folder / "tmp"),
             "PYTHONPATH": str(source),
             "PYTHONDONTWRITEBYTECODE": "1",
         },
         memory_bytes=None if devices else _memory(),  # CUDA reserves far more than it uses
+        total_memory_bytes=sandbox.most_memory(),
         processes=PROCESSES,
         file_bytes=FILE_BYTES,
+        disk_bytes=DISK_BYTES,
     )
 
 
@@ -141,4 +169,6 @@ def _memory() -> int:
 
 
 def _ending(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+    """The sandbox passes a signal on as a shell does: 128 and its number."""
+    signal = -code if code < 0 else code - 128
+    return f"signal {signal}" if signal > 0 else f"exit code {code}"

@@ -7,7 +7,7 @@ import weakref
 from torch.optim.optimizer import Optimizer
 
 from labapex.errors import TrainingFailed
-from labapex.proof import loops
+from labapex.proof import frameworks, loops
 from labapex.proof.declared import FIVE_LINES
 from labapex.proof.loops import Loop
 from labapex.proof.runtime import Engine, Finished
@@ -38,13 +38,15 @@ class Discovery:
         if loop.name != (declared or (self._chain[-1] if self._chain else None)):
             return
         self._tops += 1
-        waiting = not declared and any(o not in self._stepped for o in engine._alive_optimizers())
+        waiting = not declared and any(o not in self._stepped for o in engine.alive_optimizers())
         if not waiting or self._tops > PATIENCE:
             engine.loop = self.loop = loop.name
-            if len(loop.passes) == 1 and loop.passes[0].stream.endswith(f"@{loop.name}"):
+            if len(loop.passes) == 1 and loop.passes[0].stream == loop.name:
                 self.length = _length(loop)
             elif declared:
                 self.length = engine.declared.length
+            elif loop.frame is not None:
+                self.length = frameworks.length(loop.frame, getattr(loop, "iterable", None))
             self.parameters = sum(p.numel() for p in engine.trained())
             if not self.parameters:
                 raise TrainingFailed(
@@ -55,6 +57,9 @@ class Discovery:
     def stepped(self, engine: Engine, optimizer: Optimizer) -> None:
         if engine.loop is not None:
             return
+        names = frameworks.other_name(loops.caller(1)) if engine.declared.loop is None else None
+        if names is not None:
+            raise TrainingFailed(f"the training loop is one of {names[0]}: import it by its newer name, {names[1]}")
         chain = [loop.name for loop in loops.active(engine.loops, loops.caller(1))]
         common = chain if self._chain is None else _common(self._chain, chain)
         if not common:

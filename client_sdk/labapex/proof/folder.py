@@ -21,27 +21,31 @@ from pydantic import Field, StringConstraints
 
 from labapex.errors import MalformedInput, Tampered, UsageError
 from labapex.proof import merkle
+from labapex.proof.chunks import answer_size
 from labapex.protocol.canonical import Digest, M, Message, canonical, digest, parse
 from labapex.protocol.contract import Contract, Environment
 from labapex.protocol.records import Leaf, column, uncolumn
 from labapex.protocol.replay import EpochSample
+from labapex.protocol.requirements import NOTHING, Lock
 from labapex.protocol.spec import BundlePath, Part
 from labapex.protocol.verdict import SignedVerdict
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
+CHUNKS = "chunks.bin"
 MAX_LEAVES = 100_000
 MAX_ITERATIONS = 1 << 24
 MAX_DOCUMENT = 64 << 20  # bytes of a JSON document
 MAX_CODE = 16 << 20  # bytes of all code files
 MAX_STATE = 1 << 40
+NO_PACKAGES = Lock()
 _CHUNK = 1 << 20
 
 FolderPath = Annotated[
     str,
     StringConstraints(
-        pattern=r"^(contract\.json|environment\.json|files\.json|challenge\.json|verdict\.json|leaves\.jsonl"
-        r"|losses\.f64|times\.f64|weights\.safetensors|states/(0|[1-9][0-9]{0,5})\.safetensors|code/[0-9a-f]{64})$"
+        pattern=r"^(contract\.json|environment\.json|files\.json|requirements\.json|challenge\.json|verdict\.json|leaves\.jsonl"
+        r"|losses\.f64|times\.f64|chunks\.bin|weights\.safetensors|states/(0|[1-9][0-9]{0,5})\.safetensors|code/[0-9a-f]{64})$"
     ),
 ]
 """Every name that a proof folder may have: none leads out of it."""
@@ -57,7 +61,7 @@ class Manifest(Message):
     """What the folder consists of. `files` are in the order of their paths, by code point; each is there once."""
 
     format: Literal[1] = 1
-    origin: Literal["recorded", "platform"]  # "recorded": all states and the weights are there
+    origin: Literal["recorded", "platform"]  # "recorded": all kept states and the weights are there
     contract: Digest
     proof_root: Digest  # RFC 6962 root over the leaves' digests
     files: tuple[Entry, ...] = Field(max_length=2 * MAX_LEAVES)
@@ -72,14 +76,22 @@ class Files(Message):
 
 
 class Asked(Message):
-    """`challenge.json`: what a platform asked the worker to open after the last leaf."""
+    """`challenge.json`: what a platform asked the worker to open after the last leaf, and what it was drawn from."""
 
-    nonce: Digest  # 256 random bits that seeded the draw
-    audit_segments: int = Field(ge=0)
-    top_q: int = Field(ge=0)
+    chunk_nonce: Digest  # 256 random bits that seeded the draw of the chunk
+    chunk: int | None = Field(
+        ge=0
+    )  # number of the chunk that every kept state was to show; None: there was none to look at
+    nonce: Digest | None  # 256 random bits that seeded the draw of states; None: the chunk was never shown
+    audit_segments: int = Field(ge=0, le=MAX_LEAVES)
+    top_q: int = Field(ge=0, le=MAX_LEAVES)
+    pev_percent: float = Field(gt=0, le=100)
+    ends: bool  # of each segment the end state was to be opened too
     indices: tuple[int, ...] = Field(max_length=MAX_LEAVES)
     segments: tuple[int, ...] = Field(max_length=MAX_LEAVES)
     evaluations: tuple[EpochSample, ...] = Field(max_length=MAX_LEAVES)
+    further: tuple[int, ...] = Field(default=(), max_length=MAX_LEAVES)  # states that doubts asked for in later rounds
+    further_segments: tuple[int, ...] = Field(default=(), max_length=MAX_LEAVES)
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,7 @@ class Proof:
     losses: tuple[float, ...]
     times: tuple[float, ...]
     files: Files
+    requirements: Lock  # the packages that the script ran with, besides what its host brought along
     environment: Environment | None
     asked: Asked | None
     verdict: SignedVerdict | None
@@ -132,10 +145,12 @@ def build(
     times: Sequence[float],
     files: Files,
     code: Iterable[bytes],
+    requirements: Lock = NO_PACKAGES,
     environment: Environment | None,
     states: Mapping[int, Path],
     weights: Path | None = None,
     asked: Asked | None = None,
+    chunks: Path | None = None,
     verdict: SignedVerdict | None = None,
 ) -> tuple[Manifest, dict[str, Content]]:
     """The manifest of a proof and what its files hold. Reads each state once, for its digest."""
@@ -146,12 +161,19 @@ def build(
         "losses.f64": column(list(losses)),
         "times.f64": column(list(times)),
     }
-    optional = {"environment.json": environment, "challenge.json": asked, "verdict.json": verdict}
+    optional = {
+        "requirements.json": requirements if contract.requirements != NOTHING else None,
+        "environment.json": environment,
+        "challenge.json": asked,
+        "verdict.json": verdict,
+    }
     contents |= {path: canonical(document) for path, document in optional.items() if document is not None}
     contents |= {f"code/{hashlib.sha256(text).hexdigest()}": text for text in code}
     contents |= {f"states/{index}.safetensors": path for index, path in states.items()}
     if weights is not None:
         contents[WEIGHTS] = weights
+    if chunks is not None:
+        contents[CHUNKS] = chunks
     manifest = Manifest(
         origin=origin,
         contract=digest(contract),
@@ -220,6 +242,7 @@ def read(root: Path) -> Proof:
         losses=_column(root, entries, "losses.f64"),
         times=_column(root, entries, "times.f64"),
         files=files,
+        requirements=_requirements(root, entries, contract),
         environment=_optional(Environment, root, entries, "environment.json"),
         asked=_optional(Asked, root, entries, "challenge.json"),
         verdict=_optional(SignedVerdict, root, entries, "verdict.json"),
@@ -235,6 +258,13 @@ def check_bounds(contract: Contract) -> None:
         raise MalformedInput(f"the contract is of {contract.iterations} iterations; at most {MAX_ITERATIONS} are read")
     if contract.epochs + contract.iterations // contract.checkpoint_every >= MAX_LEAVES:
         raise MalformedInput(f"the contract makes more than {MAX_LEAVES} leaves")
+    if contract.after is not None:
+        steps = contract.leaf_steps()
+        for leaf in (handover.leaf for handover in contract.handovers):
+            if leaf.index >= len(steps) - 1 or leaf.step != steps[leaf.index]:
+                raise MalformedInput(
+                    f"the run was handed over behind leaf {leaf.index}, which is none that it goes on from"
+                )
 
 
 def code_text(proof: Proof, part: Part) -> bytes | None:
@@ -282,6 +312,14 @@ def _document(model: type[M], path: str, data: bytes) -> M:
 
 def _optional(model: type[M], root: Path, entries: Mapping[str, Entry], path: str) -> M | None:
     return _document(model, path, _content(root, entries, path, MAX_DOCUMENT)) if path in entries else None
+
+
+def _requirements(root: Path, entries: Mapping[str, Entry], contract: Contract) -> Lock:
+    """The contract's packages. There is no file of none."""
+    locked = _optional(Lock, root, entries, "requirements.json") or Lock()
+    if digest(locked) != contract.requirements:
+        raise Tampered("requirements.json does not hold the packages of the contract")
+    return locked
 
 
 def _content(root: Path, entries: Mapping[str, Entry], path: str, limit: int) -> bytes:
@@ -338,6 +376,10 @@ def _check_files(proof: Proof) -> None:
             index = _index(entry.path)
             if index >= len(proof.leaves) or proof.leaves[index].size != entry.size:
                 raise Tampered(f"{entry.path} does not have the size that its leaf commits to")
+    if CHUNKS in proof.entries:
+        number = proof.asked.chunk if proof.asked is not None else None
+        if number is None or proof.entries[CHUNKS].size != answer_size(proof.contract, proof.leaves, number):
+            raise Tampered(f"{CHUNKS} does not have the size that contract, leaves and challenge.json give")
     code = {part.digest: part.size for part in proof.files.code}
     present = {e.digest: e.size for e in manifest.files if e.path == f"code/{e.digest}"}
     if len(present) != sum(e.path.startswith("code/") for e in manifest.files) or not present.items() <= code.items():
@@ -345,12 +387,12 @@ def _check_files(proof: Proof) -> None:
     if sum(present.values()) > MAX_CODE:
         raise MalformedInput(f"code/ holds more than {MAX_CODE} bytes")
     if manifest.origin == "recorded":
-        absent = set(range(len(proof.leaves))) - proof.states
+        absent = proof.contract.kept_leaves() & set(range(len(proof.leaves))) - proof.states
         if absent or WEIGHTS not in proof.entries:
             missing = f"the state of leaf {min(absent)}" if absent else WEIGHTS
-            raise MalformedInput(f"a recorded proof holds all states and the weights; {missing} is missing")
+            raise MalformedInput(f"a recorded proof holds all kept states and the weights; {missing} is missing")
     for entry in manifest.files:
-        if entry.path.startswith(("states/", "code/")) or entry.path == WEIGHTS:
+        if entry.path.startswith(("states/", "code/")) or entry.path in (WEIGHTS, CHUNKS):
             _check_digest(proof.root, entry)
 
 

@@ -10,7 +10,7 @@
                                       while L.turn() and (COND): BODY
                                   finally: L.exit()
 
-`enumerate` and `zip` in a loop's head, where they are Python's own, become twins that can be started again. Line numbers
+`enumerate` and `zip`, where they are Python's own, become twins that can be started again: `twin(enumerate)(..)`. Line numbers
 stay, so tracebacks and the names of loops are those of the client's file.
 """
 
@@ -28,13 +28,14 @@ HANDLE = "__labapex__"
 LOOP_PREFIX = "_labapex_loop_"
 
 
-def compile_script(source: str | bytes, path: Path, name: str) -> CodeType:
+def compile_script(source: str | bytes, path: Path, name: str, targets: frozenset[str] | None = None) -> CodeType:
     """Compile a script with its loops instrumented. `name` is how its loops are called.
 
-    Raises `SyntaxError` as `compile` does.
+    With `targets` only the `for` loops over variables of these names are, and `while` loops if "while" is among them. Raises
+    `SyntaxError` as `compile` does.
     """
     tree = ast.parse(source, filename=str(path))
-    tree = ast.fix_missing_locations(_Loops(name).visit(tree))
+    tree = ast.fix_missing_locations(_Loops(name, targets).visit(tree))
     return compile(tree, str(path), "exec", dont_inherit=True)
 
 
@@ -79,8 +80,9 @@ def _path_hook(root: Path) -> Any:
 
 
 class _Loops(ast.NodeTransformer):
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, targets: frozenset[str] | None) -> None:
         self.name = name
+        self.targets = targets
         self.count = 0
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.ClassDef:
@@ -88,19 +90,29 @@ class _Loops(ast.NodeTransformer):
         node.body = [self.visit(s) if isinstance(s, ast.FunctionDef | ast.ClassDef) else s for s in node.body]
         return node
 
-    def visit_For(self, node: ast.For) -> list[ast.stmt]:
+    def visit_For(self, node: ast.For) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
+        if self.targets is not None and not (isinstance(node.target, ast.Name) and node.target.id in self.targets):
+            return node
         variable, name = self._new(node)
-        start = _call("each", ast.Constant(name), _restartable(node.iter))
+        start = _call("each", ast.Constant(name), node.iter)
         node.iter = ast.Name(variable, ast.Load())
         return _guarded(variable, start, node)
 
-    def visit_While(self, node: ast.While) -> list[ast.stmt]:
+    def visit_While(self, node: ast.While) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
+        if self.targets is not None and "while" not in self.targets:
+            return node
         variable, name = self._new(node)
         turn = ast.Call(ast.Attribute(ast.Name(variable, ast.Load()), "turn", ast.Load()), [], [])
         node.test = ast.BoolOp(ast.And(), [turn, node.test])
         return _guarded(variable, _call("turns", ast.Constant(name)), node)
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        self.generic_visit(node)
+        if self.targets is None and isinstance(node.func, ast.Name) and node.func.id in ("enumerate", "zip"):
+            node.func = ast.copy_location(_call("twin", node.func), node.func)
+        return node
 
     def _new(self, node: ast.stmt) -> tuple[str, str]:
         self.count += 1
@@ -109,14 +121,6 @@ class _Loops(ast.NodeTransformer):
 
 def _call(method: str, *args: ast.expr) -> ast.expr:
     return ast.Call(ast.Attribute(ast.Name(HANDLE, ast.Load()), method, ast.Load()), list(args), [])
-
-
-def _restartable(head: ast.expr) -> ast.expr:
-    """`enumerate(..)` and `zip(..)` in a loop's head, as `twin(enumerate)(..)`: it decides whether they are the built-in ones."""
-    if isinstance(head, ast.Call) and isinstance(head.func, ast.Name) and head.func.id in ("enumerate", "zip"):
-        head.args = [_restartable(a) for a in head.args]
-        return ast.copy_location(ast.Call(_call("twin", head.func), head.args, head.keywords), head)
-    return head
 
 
 def _guarded(variable: str, start: ast.expr, loop: ast.stmt) -> list[ast.stmt]:

@@ -1,13 +1,18 @@
 """Data loaders whose order, workers' seeds and augmentation follow from the lease's seed, and that can be sought.
 
-A `Pass` is one iteration over a `DataLoader`. Which batches it yields depends only on (seed, loader, number of the pass); what
-randomness a batch's items see, only on (seed, loader, pass, position). So the verifier knows the order of every epoch without
+A `Pass` is one iteration over a `DataLoader`. Its randomness is named by the loop that asked for it and by its number among the
+passes that this loop asked for, never by the loader: one loader for all epochs and a new one in each are the same. What a
+batch's items see depends only on (seed, loop, number, position). So the verifier knows the order of every epoch without
 training, any number of worker processes gives the same batches, and a pass can begin anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
+import multiprocessing.util
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +23,7 @@ from torch.utils.data._utils import fetch
 
 from labapex.proof.randomness import Stream, derive, keyed
 
+_SOCKET_PATH_BYTES = 107  # sun_path in Linux's unix(7), less its closing zero
 _plain_iter = DataLoader.__iter__
 _plain_index_sampler = DataLoader._index_sampler
 _plain_fetch = {c: c.fetch for c in (fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher)}
@@ -25,14 +31,15 @@ _plain_fetch = {c: c.fetch for c in (fetch._MapDatasetFetcher, fetch._IterableDa
 
 @dataclass
 class Numbering:
-    """Which loader is which, and how often each was iterated: part of a run's state."""
+    """How often each loop began to read a loader: part of a run's state."""
 
     seed: str
-    loaders: int = 0
-    passes: dict[str, int] = field(default_factory=dict)  # passes begun, by stream: "<loader>@<loop that asked for it>"
+    passes: dict[str, int] = field(default_factory=dict)  # passes begun, by stream: the name of the loop that asked
     skipping: bool = False  # passes yield placeholders: somebody is seeking
+    lent: Iterator[Any] | None = None  # batches that the next one who asks a loader gets in place of a pass
     consumed: Callable[[bytes], None] = lambda digest: None
     created: Callable[[Pass], str] = lambda each: ""  # returns the name of the loop that the pass belongs to
+    looping: Callable[[], bool] = lambda: False  # whether any loop of the script runs
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Pass:
     def __init__(self, loader: DataLoader[Any], numbering: Numbering) -> None:
         self.loader = loader
         self.numbering = numbering
-        self.stream = f"{loader._labapex_ordinal}@{numbering.created(self)}"  # type: ignore[attr-defined]
+        self.stream = numbering.created(self)
         self.number = numbering.passes.get(self.stream, 0)
         numbering.passes[self.stream] = self.number + 1
         self.position = 0
@@ -73,7 +80,7 @@ class Pass:
     def seek(self, stream: str, number: int, position: int) -> None:
         """Go on as the pass `number` after `position` batches."""
         if stream != self.stream:
-            raise ValueError(f"a position in loader {stream} cannot be taken by loader {self.stream}")
+            raise ValueError(f"a position in a loader read by {stream} is none in one read by {self.stream}")
         self.number, self.position = number, position
         self._batches = None
         self._digests.clear()
@@ -108,7 +115,7 @@ class Pass:
     def _order(self) -> Order:
         order: Order | None = self.loader.__dict__.get("_labapex_order")
         if order is None:
-            order = Order(self.sampler, self)
+            order = Order(self)
             self.loader.__dict__["_labapex_order"] = order
         order.current = self
         return order
@@ -117,15 +124,14 @@ class Pass:
 class Order:
     """Stands for a loader's index sampler. One for each loader: persistent workers keep it over all passes."""
 
-    def __init__(self, sampler: Any, current: Pass) -> None:
-        self.sampler = sampler
+    def __init__(self, current: Pass) -> None:
         self.current = current
         self.skip = 0
         self.noted: dict[int, bytes] = {}
         self.stream: AbstractContextManager[None] = nullcontext()
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.current.sampler)
 
     def __iter__(self) -> Iterator[Seeded]:
         return self._yield(self.current, self.current.number, self.stream, self.noted, self.skip)  # passes may overlap
@@ -133,7 +139,7 @@ class Order:
     def _yield(
         self, each: Pass, number: int, stream: AbstractContextManager[None], noted: dict[int, bytes], skip: int
     ) -> Iterator[Seeded]:
-        for position, indices in enumerate(order(self.sampler, stream)):
+        for position, indices in enumerate(order(each.sampler, stream)):
             if position >= skip:
                 noted[position] = batch_digest(each.stream, number, position, indices)
                 yield Seeded(indices, derive(each.numbering.seed, "items", each.stream, number, position))
@@ -160,10 +166,15 @@ def batch_digest(stream: str, number: int, position: int, indices: Any) -> bytes
 
 def pass_digests(each: Pass, number: int) -> Iterator[bytes]:
     """The batch digests of the whole pass `number` of a stream, from the seed alone, without touching the data."""
+    for position, indices in enumerate(pass_indices(each, number)):
+        yield batch_digest(each.stream, number, position, indices)
+
+
+def pass_indices(each: Pass, number: int) -> Iterator[Any]:
+    """The index batches of the whole pass `number` of a stream."""
     seed = each.numbering.seed
     _seed_generators(each.loader, seed, each.stream, number)
-    for position, indices in enumerate(order(each.sampler, Stream(derive(seed, "order", each.stream, number)))):
-        yield batch_digest(each.stream, number, position, indices)
+    return order(each.sampler, Stream(derive(seed, "order", each.stream, number)))
 
 
 def _seed_generators(loader: DataLoader[Any], seed: str, stream: str, number: int) -> None:
@@ -172,14 +183,27 @@ def _seed_generators(loader: DataLoader[Any], seed: str, stream: str, number: in
         generator.manual_seed(derive(seed, "generator", stream, number))
 
 
+def _room_for_sockets() -> None:
+    """Workers hand tensors over by sockets in a folder of their own below the temporary one. Below a long path they would wait
+    for each other for ever: Linux takes no socket's path of over 107 bytes."""
+    if len(os.fsencode(tempfile.gettempdir())) + len("/pymp-12345678/listener-12345678") > _SOCKET_PATH_BYTES:
+        try:
+            short = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+        except (
+            PermissionError
+        ):  # no sandbox, where /tmp would be the job's own: then the worker's home must be a short path
+            return
+        multiprocessing.current_process()._config["tempdir"] = short  # type: ignore[attr-defined]
+        multiprocessing.util.Finalize(None, shutil.rmtree, args=(short, True), exitpriority=-100)
+
+
 def install(numbering: Numbering) -> None:
     """Hook `DataLoader` for this process, once."""
     plain_init = DataLoader.__init__
 
     def init(self: DataLoader[Any], *args: Any, **kwargs: Any) -> None:
         plain_init(self, *args, **kwargs)
-        self.__dict__["_labapex_ordinal"] = numbering.loaders
-        numbering.loaders += 1
+        self.__dict__["_labapex_once"] = not numbering.looping()
 
     def index_sampler(self: DataLoader[Any]) -> Any:
         known = self.__dict__.get("_labapex_order")
@@ -194,9 +218,14 @@ def install(numbering: Numbering) -> None:
 
         return fetch_batch
 
+    def begin(self: DataLoader[Any]) -> Iterator[Any]:
+        lent, numbering.lent = numbering.lent, None
+        return lent if lent is not None else Pass(self, numbering)
+
+    _room_for_sockets()
     _utils.MP_STATUS_CHECK_INTERVAL = 0.5  # seconds that a pass left half-way waits for its workers, in place of 5
     DataLoader.__init__ = init
-    DataLoader.__iter__ = lambda self: Pass(self, numbering)  # type: ignore[assignment,return-value]
+    DataLoader.__iter__ = begin  # type: ignore[assignment]
     DataLoader._index_sampler = property(index_sampler)  # type: ignore[assignment]
     for cls, plain in _plain_fetch.items():
         cls.fetch = seeded_fetch(plain)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import builtins
 import sys
 from collections.abc import Iterator
+from functools import partial
 from types import FrameType
 from typing import Any, Protocol
 
+from torch.utils.data import DataLoader
+
+from labapex.proof.frameworks import WRAPPERS
 from labapex.proof.loaders import Numbering, Pass
+from labapex.proof.nodes import class_name
 
 
 class Watcher(Protocol):
@@ -16,8 +21,8 @@ class Watcher(Protocol):
 
     numbering: Numbering
 
-    def top(self, loop: Loop) -> None:
-        """`loop` is about to begin its next turn, or to end."""
+    def top(self, loop: Loop) -> bool:
+        """`loop` is about to begin its next turn, or to end. False: it is to end."""
 
     def left(self, loop: Loop) -> None:
         """`loop` ended, by whatever way."""
@@ -55,7 +60,8 @@ class Turns(Loop):
     """A `while` loop."""
 
     def turn(self) -> bool:
-        self.watcher.top(self)
+        if not self.watcher.top(self):
+            return False
         self.count += 1
         return True
 
@@ -77,7 +83,8 @@ class Each(Loop):
         return self
 
     def __next__(self) -> Any:
-        self.watcher.top(self)
+        if not self.watcher.top(self):
+            raise StopIteration
         with _Collecting(self):
             item = next(self.iterator)
         self.count += 1
@@ -85,12 +92,12 @@ class Each(Loop):
 
     def seek(self, count: int, passes: list[list[Any]], began: int | None) -> bool:
         numbering = self.watcher.numbering
-        again = not isinstance(self.iterable, Iterator)
+        again = renew(self.iterable)
         if not again and self.count and (count < self.count or passes or began != self.began):
             return False  # a generator cannot go back
         self.began = began
         kept = dict(numbering.passes)
-        numbering.passes.update({stream: number for stream, number, _ in passes})
+        numbering.passes.update({stream: number for stream, number, _ in reversed(passes)})  # the first of each stream
         if again:
             self.passes.clear()
             with _Collecting(self):
@@ -116,36 +123,31 @@ class Each(Loop):
         return True
 
 
-class Enumerate:
-    """`enumerate`, but each `iter()` of it starts anew."""
+class Twin:
+    """`enumerate(..)` or `zip(..)` that begins when it is first asked, and that can begin again."""
 
-    def __init__(self, iterable: Any, start: int = 0) -> None:
-        self.iterable = iterable
-        self.start = start
+    def __init__(self, function: Any, *args: Any, **options: Any) -> None:
+        self._begin = partial(function, *args, **options)
+        self.iterables = args[:1] if function is builtins.enumerate else args
+        self._running: Iterator[Any] | None = None
 
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        return builtins.enumerate(iter(self.iterable), self.start)
+    def __iter__(self) -> Iterator[Any]:
+        if self._running is None:
+            self._running = self._begin()
+        return self._running
 
-    def __len__(self) -> int:
-        return len(self.iterable)
+    def __next__(self) -> Any:
+        return next(iter(self))
 
-
-class Zip:
-    """`zip`, but each `iter()` of it starts anew."""
-
-    def __init__(self, *iterables: Any, strict: bool = False) -> None:
-        self.iterables = iterables
-        self.strict = strict
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        return builtins.zip(*[iter(i) for i in self.iterables], strict=self.strict)
+    def renew(self) -> None:
+        self._running = None
 
 
 def twin(function: Any) -> Any:
-    """What stands for a function in a loop's head: something that can be started again, where we have it."""
-    if function is builtins.enumerate:
-        return Enumerate
-    return Zip if function is builtins.zip else function
+    """What stands for a function in a script: something that can be started again, where we have it."""
+    return (
+        partial(Twin, function) if any(function is known for known in (builtins.enumerate, builtins.zip)) else function
+    )
 
 
 class _Collecting:
@@ -178,17 +180,31 @@ def collecting() -> Loop | None:
 
 def _takes_placeholders(iterable: Any) -> bool:
     """Whether what stands between a loop and its loaders hands items on without looking at them."""
-    if isinstance(iterable, Enumerate) or type(iterable).__module__ == "labapex.proof.declared":
-        return _takes_placeholders(iterable.iterable)
-    if isinstance(iterable, Zip):
-        return all(_takes_placeholders(i) for i in iterable.iterables)
-    if type(iterable).__module__.startswith("tqdm"):
-        return _takes_placeholders(iterable.iterable)
-    return True if isinstance(iterable, range | list | tuple) else _is_loader(iterable)
+    return all(isinstance(i, range | list | tuple) or _is_loader(i) for i in _sources(iterable))
+
+
+def renew(iterable: Any) -> bool:
+    """Let the next `iter()` of it start anew. False where that cannot be: of an iterator that is not ours."""
+    if isinstance(iterable, Twin):
+        iterable.renew()
+    return all(not isinstance(i, Iterator) for i in _sources(iterable)) and all(map(renew, _inner(iterable)))
+
+
+def _sources(iterable: Any) -> list[Any]:
+    """What is read in the end, where nothing between changes an item."""
+    inner = _inner(iterable)
+    return [source for each in inner for source in _sources(each)] if inner else [iterable]
+
+
+def _inner(iterable: Any) -> tuple[Any, ...]:
+    if isinstance(iterable, Twin):
+        return iterable.iterables
+    transparent = type(iterable).__module__ == "labapex.proof.declared" or type(iterable).__module__.startswith("tqdm")
+    return (iterable.iterable,) if transparent else ()
 
 
 def _is_loader(iterable: Any) -> bool:
-    return hasattr(iterable, "_labapex_ordinal")
+    return type(iterable).__iter__ is DataLoader.__iter__ or class_name(iterable) in WRAPPERS
 
 
 def active(loops: dict[int, list[Loop]], frame: FrameType | None) -> list[Loop]:

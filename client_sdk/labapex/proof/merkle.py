@@ -50,7 +50,27 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     """The audit path that shows `leaves[index]` under the root over all leaves. Raises `IndexError`."""
     if not 0 <= index < len(leaves):
         raise IndexError(f"leaf {index} of {len(leaves)}")
-    return _path([leaf_hash(leaf) for leaf in leaves], index)
+    return audit_path([leaf_hash(leaf) for leaf in leaves], index)
+
+
+def audit_path(hashes: Sequence[bytes], index: int) -> list[bytes]:
+    """The same from leaf hashes that were computed already."""
+    if len(hashes) == 1:
+        return []
+    split = _split(len(hashes))
+    if index < split:
+        return [*audit_path(hashes[:split], index), root_of_hashes(hashes[split:])]
+    return [*audit_path(hashes[split:], index - split), root_of_hashes(hashes[:split])]
+
+
+def path_length(index: int, size: int) -> int:
+    """How many hashes the audit path of leaf `index` of `size` has."""
+    length = 0
+    while size > 1:
+        split = _split(size)
+        index, size = (index, split) if index < split else (index - split, size - split)
+        length += 1
+    return length
 
 
 def verify_inclusion(leaf: bytes, *, index: int, size: int, proof: Sequence[bytes], root: bytes) -> None:
@@ -113,15 +133,6 @@ def verify_consistency(
 def _split(size: int) -> int:
     """The largest power of two below `size`, which is at least 2."""
     return 1 << ((size - 1).bit_length() - 1)
-
-
-def _path(hashes: Sequence[bytes], index: int) -> list[bytes]:
-    if len(hashes) == 1:
-        return []
-    split = _split(len(hashes))
-    if index < split:
-        return [*_path(hashes[:split], index), root_of_hashes(hashes[split:])]
-    return [*_path(hashes[split:], index - split), root_of_hashes(hashes[:split])]
 
 
 def _subproof(hashes: Sequence[bytes], size: int, *, whole: bool) -> list[bytes]:

@@ -7,11 +7,14 @@ first iteration (the data, as tensors or text) are left out too, by object ident
 
 A node of the structure is JSON: null, true, a string, an integer, or one of
     {"keep": 1}            leave what is there             {"ref": path}     the object met before at that path
+    {"clock": 1}           a reading of the clock, of no value
     {"f": hex} {"i": dec}  float, large integer            {"t": path, ..}   tensor or array, under its path; "on": device
     {"b": hex}             bytes                           {"l"|"u"|"q": []} list, tuple (of "c"), deque
     {"d": [[k, v], ..]}    dictionary                      {"s": [..]}       set
+    {"r": [a, b, c]}       range
     {"o": class, "a": {}}  object and its attributes       {"opt": class, ..} optimizer: state by parameter, groups
-    {"fn": {}}             cells of a closure              {"pass": [..]}    position of a data loader's iterator
+    {"e": class, "name": ..} member of an enumeration         {"device"|"dtype": name}
+    {"fn": {}}             cells of a closure              {"pass": [..], "of": ..} position in a data loader
     {"dl": {}}             a data loader's parts
     {"rng": kind, ..}      a generator's state
 The self-test at preflight decides whether this was enough for a script; the capture itself promises nothing.
@@ -19,22 +22,25 @@ The self-test at preflight decides whether this was enough for a script; the cap
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import CellType
-from typing import Any
+from typing import Any, TypeVar
 
 from labapex.proof.instrument import HANDLE, LOOP_PREFIX
 
+T = TypeVar("T")
 KEEP: dict[str, Any] = {"keep": 1}
 LIBRARY_CLASSES = (
     "torch.optim.", "torch.amp.", "torch.cuda.amp.", "torch.nn.", "torch.utils.data.", "argparse", "types", "collections",
 )  # fmt: skip
-LOADER_PARTS = ("dataset", "sampler", "batch_sampler")
+LOADER_PARTS = ("dataset", "sampler", "batch_sampler", "batch_size", "drop_last")
 SAFE_INTEGER = 2**53 - 1
 _HOOKS = (
     "_forward_", "_backward_", "_state_dict_", "_load_state_dict_", "_optimizer_", "_zero_grad_", "_is_full_backward",
 )  # fmt: skip
 _SKIPPED_ATTRIBUTES = {
     "_non_persistent_buffers_set", "_per_optimizer_states", "_compiled_call_impl", "_torchdynamo_wrapper_id", "defaults",
+    "_dataloader_references_ref",
 }  # fmt: skip
 
 
@@ -46,6 +52,11 @@ def is_attribute(name: str) -> bool:
 def is_variable(name: str) -> bool:
     """Not one of Python's own names, nor of the instrumentation's."""
     return not (name.startswith("__") and name.endswith("__")) and not name.startswith(LOOP_PREFIX) and name != HANDLE
+
+
+def in_order(names: Mapping[str, T]) -> list[tuple[str, T]]:
+    """Items by name as canonical JSON sorts them, in UTF-16: who reads a state meets its objects as who wrote it did."""
+    return sorted(names.items(), key=lambda item: item[0].encode("utf-16-be", "surrogatepass"))
 
 
 def class_name(value: Any) -> str:

@@ -18,15 +18,20 @@ WEIGHTS: dict[str, Weight] = {
     "uniqueness": Weight.DECIDES,
     "initialisation": Weight.DECIDES,
     "batch-order": Weight.DECIDES,
+    "skeleton": Weight.SUSPECTS,
     "point-loss": Weight.DECIDES,
     "replay": Weight.DECIDES,
     "leaf-claims": Weight.DECIDES,
+    "provenance": Weight.INFORMS,
+    "initialisation-ks": Weight.INFORMS,
     "replay-top-q": Weight.INFORMS,
     "vmo": Weight.INFORMS,
     "pev": Weight.INFORMS,
     "pace": Weight.SUSPECTS,
     "gpu-utilisation": Weight.SUSPECTS,
     "gpu-memory": Weight.SUSPECTS,
+    "gpu-agreement": Weight.SUSPECTS,
+    "gpu-load": Weight.SUSPECTS,
 }
 
 REQUIRED = ("log-chain", "log-count", "replay")
@@ -39,11 +44,9 @@ def weight(rule: str) -> Weight:
 
 def decide(results: Sequence[RuleResult]) -> tuple[Literal["verified", "rejected"], str | None, str]:
     """The verdict, the rule that decided against the run (None: verified), and the reason in words."""
-    for result in results:
-        failed = result.weight is Weight.DECIDES and result.result == "fail"
-        absent = result.rule in REQUIRED and result.result != "pass"
-        if failed or absent:
-            return "rejected", result.rule, _reason(result)
+    failed = [r for r in results if r.weight is Weight.DECIDES and r.result == "fail"]
+    for result in failed or [r for r in results if r.rule in REQUIRED and r.result != "pass"]:
+        return "rejected", result.rule, _reason(result)
     replayed = next(r for r in results if r.rule == "replay")
     return "verified", None, f"every deciding rule passed; {replayed.detail or 'every replayed segment was reproduced'}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 import statistics
 import time
 from pathlib import Path
@@ -10,21 +10,24 @@ from typing import Any
 from uuid import UUID
 
 from labapex.errors import LabApexError, TrainingFailed
+from labapex.proof import frameworks
 from labapex.proof.discover import SAY_IT, Discovery
-from labapex.proof.isolate import isolated
+from labapex.proof.isolate import fresh_work, isolated
 from labapex.proof.record import Recorder
-from labapex.proof.replay import Item, Replayer, Segment
+from labapex.proof.replay import MADE, Item, Replayer, another_start
+from labapex.proof.runs import Run
 from labapex.proof.runtime import Engine, Finished
-from labapex.proof.sink import Sink
+from labapex.proof.sink import Notes, Sink
+from labapex.proof.starts import compare
 from labapex.proof.state import State, first_difference
 from labapex.protocol.contract import Contract, Environment, ScriptFacts
 from labapex.protocol.records import Leaf
-from labapex.protocol.replay import PreflightReport, PreflightRequest
+from labapex.protocol.replay import PreflightReport, PreflightRequest, StartReport
 
 _now = time.perf_counter  # the plain clock: the engine marks the script's
 FIRST = 2  # segments at the start that are recorded and replayed
 EDGES = 2  # epochs' ends that are tried too: a replay over the second finds what a fresh start of the first would hide
-PATIENCE = 10.0  # seconds of recording after which no epoch's end is waited for any more
+PATIENCE = 10.0  # seconds after which no epoch's end is waited for any more, unless a library makes objects there
 
 
 class Trial(Recorder):
@@ -33,42 +36,24 @@ class Trial(Recorder):
     def __init__(self, contract: Contract, states: Path, sink: Sink) -> None:
         super().__init__(contract, states, sink)
         self.edges = edges(contract)
-        self.kept = {*range(FIRST + 1), *(e + n for e in self.edges for n in (-1, 0, 1))}
+        self.patience = math.inf if frameworks.lazy(contract.facts.loop) else PATIENCE
+        self.kept = frozenset({*range(FIRST + 1), *(e + n for e in self.edges for n in (-1, 0, 1))})
         self.started = _now()
         self.whole = False  # all that was to be recorded is
 
     def boundary(self, engine: Engine, *, at_top: bool) -> None:
         super().boundary(engine, at_top=at_top)
-        late = _now() - self.started > PATIENCE
+        late = _now() - self.started > self.patience
         self.whole = self.index == len(self.due)
         if self.index > FIRST and (self.index > self.edges[-1] + 1 or self.whole or late):
             self.whole = True
             raise Finished
-
-    def _commit(self, index: int, step: int, state: State, losses: bytes, batches: str) -> None:
-        super()._commit(index, step, state, losses, batches)
-        if index not in self.kept:
-            (self.states / f"{index}.safetensors").unlink()
 
 
 def edges(contract: Contract) -> list[int]:
     """The leaves at the ends of the first epochs."""
     per_epoch = contract.facts.iterations_per_epoch
     return [contract.leaf_steps().index(e * per_epoch) for e in range(1, min(EDGES, contract.epochs) + 1)]
-
-
-class _Notes:
-    """A sink that keeps what it hears."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.leaves: list[Leaf] = []
-
-    def iteration(self, step: int, loss: float, at: float) -> None:
-        self.times.append(at)
-
-    def leaf(self, leaf: Leaf) -> None:
-        self.leaves.append(leaf)
 
 
 def preflight(*, request: PreflightRequest, folder: Path, environment: Environment) -> PreflightReport:
@@ -82,7 +67,8 @@ def preflight(*, request: PreflightRequest, folder: Path, environment: Environme
 
 def _preflight(request: PreflightRequest, folder: Path, console: Path, environment: Environment) -> PreflightReport:
     (folder / "states").mkdir(exist_ok=True)
-    found = isolated(lambda: _discover(request, _fresh(folder, "discover")), console)
+    work = fresh_work(folder, "discover")
+    found = isolated(lambda: _discover(request, work), console, writes=(work,))
     iterations = request.iterations_per_epoch or found["length"]
     if found["loop"] is None:
         raise TrainingFailed(
@@ -103,7 +89,8 @@ def _preflight(request: PreflightRequest, folder: Path, console: Path, environme
         state_bytes=0,
     )
     contract = _contract(request, facts)
-    record = isolated(lambda: _record(contract, _fresh(folder, "record"), folder / "states"), console)
+    again, states = fresh_work(folder, "record"), folder / "states"
+    record = isolated(lambda: _record(contract, again, states), console, writes=(again, states))
     leaves = [Leaf.model_validate(leaf) for leaf in record["leaves"]]
     if not record["whole"]:
         raise TrainingFailed(
@@ -114,9 +101,12 @@ def _preflight(request: PreflightRequest, folder: Path, console: Path, environme
     gaps = [b - a for a, b in zip(record["times"], record["times"][1:], strict=False)]
     return PreflightReport(
         console=_tail(console),
-        facts=facts.model_copy(update={"state_bytes": leaves[-1].size}),
+        facts=ScriptFacts.model_validate(
+            {**facts.model_dump(), "state_bytes": leaves[-1].size, "layout": record["layout"]}
+        ),
         environment=environment,
         initial_state=leaves[0].state,
+        start=_start(contract, folder),
         iteration_seconds=statistics.median(gaps) if gaps else 0.0,
         replay_max_error=0.0,
     )
@@ -153,6 +143,7 @@ def _contract(request: PreflightRequest, facts: ScriptFacts) -> Contract:
         code="0" * 64,
         data="0" * 64,
         script=request.script,
+        parents=request.parents,
         args=request.args,
         epochs=request.epochs,
         checkpoint_every=request.checkpoint_every,
@@ -162,12 +153,13 @@ def _contract(request: PreflightRequest, facts: ScriptFacts) -> Contract:
 
 
 def _record(contract: Contract, root: Path, states: Path) -> dict[str, Any]:
-    notes = _Notes()
+    notes = Notes()
     recorder = Trial(contract, states, notes)
     Engine.under(contract, root, recorder).run(contract.threads)
     recorder.drain()
     leaves = [leaf.model_dump(mode="json") for leaf in notes.leaves]
-    return {"times": notes.times, "leaves": leaves, "whole": recorder.whole}
+    layout = [stretch.model_dump() for stretch in State.load(states / "0.safetensors").layout()]
+    return {"times": notes.times, "leaves": leaves, "whole": recorder.whole, "layout": layout}
 
 
 def _reproduces(contract: Contract, folder: Path, leaves: list[Leaf], console: Path) -> None:
@@ -176,20 +168,20 @@ def _reproduces(contract: Contract, folder: Path, leaves: list[Leaf], console: P
     Raises `TrainingFailed` that names what differs."""
     edge = max([e for e in edges(contract) if e < len(leaves) - 1], default=0)
     tried = sorted({n for n in (0, 1, edge - 1, edge) if 0 <= n < len(leaves) - 1}, reverse=True)
-    scratch = _fresh(folder, "replay").parent
+    scratch = fresh_work(folder, "replay").parent
     (scratch / "states").symlink_to(folder / "states")
     (scratch / "ends").mkdir()
 
     def run() -> dict[str, Any]:
-        items: list[Item] = [Segment(n) for n in tried]
-        replayer = Replayer(contract, scratch, items, keep=scratch / "ends")
+        items: list[Item] = [Run(n, n + 1) for n in tried]
+        replayer = Replayer(contract, scratch, items, keep={n + 1: _end(scratch, n + 1) for n in tried})
         Engine.under(contract, scratch / "work", replayer).run(contract.threads)
         return replayer.result
 
     while tried:
-        result = isolated(run, console)
+        result = isolated(run, console, writes=(scratch,))
         if result["initial"] != leaves[0].state:
-            other = State.load(scratch / "initial.safetensors")
+            other = State.load(scratch / MADE / "initial.safetensors")
             name = first_difference(State.load(folder / "states" / "0.safetensors"), other)
             raise TrainingFailed(_irreproducible("its initial state", name))
         start, stop = leaves[tried[0]], leaves[tried[0] + 1]
@@ -199,9 +191,26 @@ def _reproduces(contract: Contract, folder: Path, leaves: list[Leaf], console: P
             start, stop = leaves[segment["leaf"]], leaves[segment["leaf"] + 1]
             if segment["state"] != stop.state:
                 recorded = State.load(folder / "states" / f"{stop.index}.safetensors")
-                name = first_difference(recorded, State.load(scratch / "ends" / f"{start.index}.safetensors"))
+                name = first_difference(recorded, State.load(_end(scratch, stop.index)))
                 raise TrainingFailed(_irreproducible(_span(start, stop), name))
         tried = tried[result["done"] :]
+
+
+def _end(scratch: Path, leaf: int) -> Path:
+    """The replayed state of a leaf."""
+    return scratch / "ends" / f"{leaf}.safetensors"
+
+
+def _start(contract: Contract, folder: Path) -> StartReport:
+    """The script's initial parameters beside those under another seed."""
+    work = fresh_work(folder, "start")
+    other = another_start(contract, work.parent)
+
+    def look() -> dict[str, Any]:
+        own, fresh = State.load(folder / "states" / "0.safetensors"), State.load(other)
+        return compare(own, fresh, committed=None, parents=contract.parents, work=work).model_dump(mode="json")
+
+    return StartReport.model_validate(isolated(look, work.parent / "console.log", writes=()))
 
 
 def _span(start: Leaf, stop: Leaf) -> str:
@@ -211,24 +220,9 @@ def _span(start: Leaf, stop: Leaf) -> str:
 def _irreproducible(where: str, name: str | None) -> str:
     return (
         f"the script does not reproduce itself: two runs of {where} under one seed differ in {name}. Usual causes: "
-        "randomness from the operating system, values that depend on the clock, or updates that no optimizer makes"
+        "randomness from the operating system, values that depend on the clock, updates that no optimizer makes, or a generator "
+        "function or an itertools object that the loop reads and whose position nobody can set: count in a variable instead"
     )
-
-
-def _fresh(folder: Path, name: str) -> Path:
-    """A copy of `work/` for one run, so that no run sees what another wrote; big files are linked, not copied."""
-    work = folder / f"{name}" / "work"
-    shutil.rmtree(work.parent, ignore_errors=True)
-    work.parent.mkdir(mode=0o700)
-    shutil.copytree(folder / "work", work, copy_function=_copy)
-    return work
-
-
-def _copy(source: str, target: str) -> str:
-    if Path(source).stat().st_size > 64 << 20:
-        Path(target).hardlink_to(source)
-        return target
-    return str(shutil.copy2(source, target))
 
 
 def _tail(console: Path) -> str:

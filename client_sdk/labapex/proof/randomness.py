@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _MASK32 = (1 << 32) - 1
 _torch_seed = torch.default_generator.manual_seed
+_cuda_seed = torch.cuda.manual_seed_all
 _random_seed = random.seed
 
 
@@ -33,7 +34,7 @@ def seed_everything(value: int) -> None:
     """Seed the global generators of torch (CPU and CUDA), numpy and `random`."""
     _torch_seed(value)
     if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(value)
+        _cuda_seed(value)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.mtrand._rand.seed([value & _MASK32, value >> 32])
@@ -98,8 +99,12 @@ def mix_in(lease: str) -> None:
     def torch_manual_seed(seed: int) -> torch.Generator:
         mixed = derive(lease, "torch", int(seed))
         if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(mixed)
+            _cuda_seed(mixed)
         return _torch_seed(mixed)
+
+    def cuda_manual_seed(seed: int) -> None:
+        if torch.cuda.is_available():
+            _cuda_seed(derive(lease, "torch", int(seed)))
 
     def unseeded(name: str, make: Callable[..., Any]) -> Callable[..., Any]:
         drawn = 0
@@ -114,6 +119,8 @@ def mix_in(lease: str) -> None:
         return wrapper
 
     torch.manual_seed = torch.random.manual_seed = torch_manual_seed
+    torch.cuda.manual_seed = torch.cuda.random.manual_seed = cuda_manual_seed
+    torch.cuda.manual_seed_all = torch.cuda.random.manual_seed_all = cuda_manual_seed
     torch.seed = torch.random.seed = lambda: int(torch_manual_seed(0).initial_seed())
     np.random.seed = lambda seed=None: np.random.mtrand._rand.seed(derive(lease, "numpy", seed) & _MASK32)
     random.seed = lambda a=None, version=2: _random_seed(derive(lease, "random", a))

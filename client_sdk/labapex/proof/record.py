@@ -1,6 +1,7 @@
 """Records a run: a loss for each iteration, and every k steps a leaf that commits to the whole state.
 
 The script's thread only copies the state; digest, file and leaf are made in a background thread, at most two states behind.
+Files are written of the leaves that the contract has the host keep; the others' states can be made anew from them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from torch.optim.optimizer import Optimizer
 
 from labapex.errors import TrainingFailed
+from labapex.proof import merkle
 from labapex.proof.loops import Loop
 from labapex.proof.runtime import Engine, Finished
 from labapex.proof.sink import Sink
@@ -27,15 +29,17 @@ _now = time.time  # the plain clock: the engine marks the script's
 
 
 class Recorder:
-    """The conductor of a recorded run."""
+    """The conductor of a recorded run. `after`: a kept leaf, from which a run that was interrupted goes on."""
 
-    def __init__(self, contract: Contract, states: Path, sink: Sink) -> None:
+    def __init__(self, contract: Contract, states: Path, sink: Sink, after: Leaf | None = None) -> None:
         self.states = states
         self.sink = sink
+        self.after = after
         self.due = contract.leaf_steps()
         self.total = self.due[-1]
-        self.prev = digest(contract)
-        self.index = 0
+        self.kept = contract.kept_leaves()
+        self.prev = digest(contract.first) if after is None else after.digest()
+        self.index = 0 if after is None else after.index + 1
         self.losses: list[float] = []
         self.batches: list[bytes] = []
         self.before: State | None = None
@@ -48,8 +52,11 @@ class Recorder:
         raise AssertionError("a recorded run knows its loop from the contract")
 
     def boundary(self, engine: Engine, *, at_top: bool) -> None:
-        if self.index < len(self.due) and engine.step == self.due[self.index] and (at_top or engine.step == self.total):
-            self._leaf(engine.capture(self.buffers))
+        if self.after is not None:
+            self._go_on(engine, self.after)
+            self.after = self.after if engine.heading is not None else None
+        elif self._is_due(engine.step) and (at_top or engine.step == self.total):
+            self._leaf(engine.capture(self.buffers), engine.settings())
 
     def iteration(self, step: int, loss: float, batches: list[bytes]) -> None:
         self.losses.append(loss)
@@ -64,22 +71,41 @@ class Recorder:
     def stepped(self, engine: Engine, optimizer: Optimizer) -> None:
         pass
 
-    def _leaf(self, state: State) -> None:
+    def _is_due(self, step: int) -> bool:
+        return self.index < len(self.due) and step == self.due[self.index]
+
+    def _go_on(self, engine: Engine, after: Leaf) -> None:
+        """From the first boundary of this process to the one at which the state of `after` was kept."""
+        engine.capture()  # what nobody touched is told from what is there now
+        state = State.load(self.states / f"{after.index}.safetensors")
+        if state.digest() != after.state:
+            raise TrainingFailed(f"the state of leaf {after.index} is not the one that was committed")
+        if not engine.restore(state) and engine.heading is None:
+            raise TrainingFailed(f"the run cannot be brought to leaf {after.index}, at step {after.step}")
+        self.before = state
+
+    def _leaf(self, state: State, settings: str) -> None:
         while len(self.pending) >= 2:
             self.pending.pop(0).result()
         index, step = self.index, int(state.structure["step"])
         losses, batches = column(self.losses), batches_digest(self.batches)
         self.index, self.losses, self.batches = self.index + 1, [], []
-        self.pending.append(self.committing.submit(self._commit, index, step, state, losses, batches))
+        self.pending.append(self.committing.submit(self._commit, index, step, state, settings, losses, batches))
 
-    def _commit(self, index: int, step: int, state: State, losses: bytes, batches: str) -> None:
+    def _commit(self, index: int, step: int, state: State, settings: str, losses: bytes, batches: str) -> None:
         norm = parameter_change(self.before, state) if self.before is not None else 0.0
-        size = state.save(self.states / f"{index}.safetensors")
+        image = state.image()
+        tree, size = image.tree(), image.size
+        if index in self.kept:
+            image.save(self.states / f"{index}.safetensors")
+            (self.states / f"{index}.tree").write_bytes(b"".join(tree))
         leaf = Leaf(
             index=index,
             step=step,
-            state=state.digest(),
+            state=merkle.root_of_hashes(tree).hex(),
             size=size,
+            chunks=len(tree),
+            settings=settings,
             update_norm=norm,
             batches=batches,
             losses=losses_digest(losses),

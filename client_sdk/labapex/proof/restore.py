@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from types import FunctionType
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from labapex.errors import MalformedInput
+from labapex.proof.clock import Reading
 from labapex.proof.loaders import Pass
 from labapex.proof.nodes import (
     LIBRARY_CLASSES,
@@ -26,6 +29,8 @@ from labapex.proof.nodes import (
 )
 from labapex.proof.state import State
 
+_FILLED = {"t", "l", "q", "d", "s", "o"}  # kinds of nodes that are put into the object that is there
+
 
 class Restore:
     """Puts a state's nodes back into the variables of a run. `node` returns what is to be bound in their place."""
@@ -34,6 +39,7 @@ class Restore:
         self.state = state
         self.own = own
         self.met: dict[str, Any] = {}
+        self.taken: dict[int, Any] = {}  # by id: alive, so that it stays theirs
 
     def variables(self, nodes: dict[str, Any], path: str, current: dict[str, Any]) -> dict[str, Any]:
         """New bindings for a namespace."""
@@ -53,8 +59,15 @@ class Restore:
             raise MalformedInput(f"state entry {path} is malformed")
         for key, handler in self._handlers.items():
             if key in node:
-                return handler(self, node, path, current)
+                return handler(self, node, path, self._free(current) if key in _FILLED else current)
         raise MalformedInput(f"state entry {path} is of a kind that is not known")
+
+    def _free(self, current: Any) -> Any:
+        """An object of the run that may be filled, or None where it was: what is one object now may have been two."""
+        if id(current) in self.taken:
+            return None
+        self.taken[id(current)] = current
+        return current
 
     def _keep(self, node: dict[str, Any], path: str, current: Any) -> Any:
         return current
@@ -188,7 +201,7 @@ class Restore:
     def _generator(self, node: dict[str, Any], path: str, current: Any) -> Any:
         if node["rng"] == "torch":
             current = current if isinstance(current, torch.Generator) else torch.Generator()
-            current.set_state(self.state.tensors[node["t"]])
+            current.set_state(self.state.tensors[node["t"]].clone())  # torch reads it as words, which must be aligned
         elif node["rng"] == "numpy":
             current.bit_generator.state = unplain(node["state"])
         elif node["rng"] == "numpy-legacy":
@@ -198,6 +211,18 @@ class Restore:
         else:
             current.setstate(unplain(node["state"]))
         return current
+
+    def _dtype(self, node: dict[str, Any], path: str, current: Any) -> Any:
+        found = getattr(torch, str(node["dtype"]), None)
+        if not isinstance(found, torch.dtype):
+            raise MalformedInput(f"state entry {path} is of a type that torch does not have")
+        return found
+
+    def _member(self, node: dict[str, Any], path: str, current: Any) -> Any:
+        cls = self._class(node["e"], path)
+        if not issubclass(cls, Enum):
+            raise MalformedInput(f"state entry {path} is of class {node['e']}, which is no enumeration")
+        return cls[node["name"]]
 
     def _function(self, node: dict[str, Any], path: str, current: Any) -> Any:
         if isinstance(current, FunctionType) and current.__closure__:
@@ -209,26 +234,40 @@ class Restore:
         return current
 
     def _loader(self, node: dict[str, Any], path: str, current: Any) -> Any:
-        for name in LOADER_PARTS:
-            self.node(node["dl"][name], f"{path}/{name}", getattr(current, name))
+        if type(current) is not DataLoader:
+            current = object.__new__(
+                DataLoader
+            )  # made in the run: kept for what refers to it, too bare to be read again
+        there = current.__dict__
+        parts = {name: self.node(node["dl"][name], f"{path}/{name}", there.get(name)) for name in LOADER_PARTS}
+        current.__dict__.update(parts, _iterator=None)  # processes that live on know the former data set
         return current
 
     def _pass(self, node: dict[str, Any], path: str, current: Any) -> Any:
         if not isinstance(current, Pass):
             raise MalformedInput(f"state entry {path} is a loader's iterator that the script does not have yet")
         current.seek(*node["pass"])
+        loader = self.node(node["of"], f"{path}/of", current.loader)
+        if not isinstance(loader, DataLoader):
+            raise MalformedInput(f"state entry {path} reads what is no data loader")
+        current.loader = loader
         return current
 
     # A generator's node also has a "t"; so "rng" stands first.
     _handlers: ClassVar[dict[str, Callable[[Restore, dict[str, Any], str, Any], Any]]] = {
         "rng": _generator,
         "keep": _keep,
+        "clock": lambda self, node, path, current: current if isinstance(current, Reading) else Reading(),
         "ref": _ref,
         "t": _tensor,
         "f": lambda self, node, path, current: float.fromhex(node["f"]),
         "i": lambda self, node, path, current: int(node["i"]),
         "n": lambda self, node, path, current: np.frombuffer(bytes.fromhex(node["b"]), node["n"])[0],
         "b": lambda self, node, path, current: bytes.fromhex(node["b"]),
+        "device": lambda self, node, path, current: torch.device(_device(str(node["device"]), path)),
+        "dtype": _dtype,
+        "e": _member,
+        "r": lambda self, node, path, current: range(*node["r"]),
         "l": _items,
         "u": _items,
         "q": _items,
@@ -249,6 +288,6 @@ def stale(variables: dict[str, Any], nodes: dict[str, Any]) -> list[str]:
 
 def _device(name: str, path: str) -> str:
     """Where a tensor goes. A verifier without a GPU replays a GPU's run on its CPU."""
-    if name not in ("cpu", "cuda"):
+    if name.partition(":")[0] not in ("cpu", "cuda"):
         raise MalformedInput(f"state entry {path} is on a device of a kind that is not known")
     return name if name == "cpu" or torch.cuda.is_available() else "cpu"

@@ -13,21 +13,28 @@ import statistics
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
+from labapex.proof import chunks
 from labapex.proof.challenge import largest_updates
 from labapex.proof.evidence import Evidence as Evidence
 from labapex.proof.evidence import Outcome, passes
+from labapex.proof.foretold import skeleton
+from labapex.proof.orders import batch_order
+from labapex.proof.origins import initialisation_ks, provenance
 from labapex.proof.policy import weight
-from labapex.proof.signs import gpu_memory, gpu_utilisation, pace
+from labapex.proof.signs import gpu_agreement, gpu_load, gpu_memory, gpu_utilisation, pace
+from labapex.proof.tolerance import Line, described, loss_difference, loss_error, segment_error, start_error
 from labapex.protocol.canonical import digest
+from labapex.protocol.contract import Stint
 from labapex.protocol.records import column, uncolumn
 from labapex.protocol.replay import SegmentReport
-from labapex.protocol.verdict import RuleResult
+from labapex.protocol.verdict import RuleResult, Weight
 
 DELTA = 0.01  # JIA VI-C: two magnitudes below the reference distance
-RELATIVE_DELTA = 0.02  # between different classes of hosts, k <= 5, moderate learning rate
 NORM_TOLERANCE = 1e-6  # relative: a sum of squares may be taken in another order
+_EXACT = Line(start=0, error=0, loss=0)
+_NO_LINE = "worker and verifier are of different classes, and there is no line to judge this by"
+STINT = ("opening", "uniqueness", "initialisation", "batch-order", "point-loss", "replay", "leaf-claims")
 _NOTHING = hashlib.sha256(b"").hexdigest()  # `Leaf.batches` of the first leaf
-POINT_LOSS_DELTA = 1e-6  # between different classes of hosts, relative to the loss
 
 
 def judge(evidence: Evidence) -> list[RuleResult]:
@@ -48,6 +55,45 @@ def replay_max_error(evidence: Evidence) -> float | None:
     errors = [_relative_error(evidence, s) for s in evidence.replay.segments]
     known = [e for e in errors if e is not None]
     return max(known) if len(known) == len(errors) else None
+
+
+def stint_problem(evidence: Evidence) -> str | None:
+    """What is wrong with the beginning of a run, of which `evidence` has leaves and losses up to some leaf; None where it holds.
+
+    By the rules that decide and need no more of a run than what was replayed. That the log is a chain was seen when it came."""
+    found = {result.rule: result for result in judge(evidence) if result.rule in STINT}
+    wrong = next((result for result in found.values() if result.result == "fail"), None)
+    if wrong is None and found["replay"].result != "pass":
+        wrong = found["replay"]
+    return None if wrong is None else f"{wrong.rule}: {wrong.detail or f'found {wrong.value}, required {wrong.limit}'}"
+
+
+def first_false(evidence: Evidence) -> int | None:
+    """The first segment of the replayed ones that is not what was logged and committed to; None where all are."""
+    wrong = [index - 1 for index in (evidence.replay.mismatched if evidence.replay else ())]
+    for segment in _segments(evidence):
+        start, stop, end = segment.start, segment.stop, segment.leaf + 1
+        leaf = evidence.leaves[end] if 0 < end < len(evidence.leaves) else None
+        same = leaf is not None and _reproduced(evidence, segment) and segment.batches == leaf.batches
+        if not same or column(list(evidence.losses[start:stop])) != segment.losses:
+            wrong.append(segment.leaf)
+    return max(0, min(wrong)) if wrong else None
+
+
+def blamed(evidence: Evidence, rule: str) -> Stint:
+    """Whose part of a run `rule` decided against. What was not shown, and how the log ends, is the last host's matter."""
+    contract, segment = evidence.contract, None
+    if rule == "initialisation":
+        segment = 0
+    elif evidence.opening_problem is None:
+        segment = first_false(evidence)
+        if segment is None and rule == "leaf-claims" and evidence.measured is not None:
+            segment = (
+                min(chunks.understated(evidence.leaves, evidence.measured, tolerance=NORM_TOLERANCE), default=1) - 1
+            )
+        elif segment is None and rule == "uniqueness" and (copied := _copied(evidence)):
+            segment = max(0, copied[0] - 1)
+    return contract.stints()[-1] if segment is None else contract.stint_of(segment)
 
 
 def opening(evidence: Evidence) -> Outcome:
@@ -78,7 +124,10 @@ def _leaf_chain_problem(evidence: Evidence) -> str | None:
     steps = evidence.contract.leaf_steps()
     if [leaf.step for leaf in evidence.leaves] != steps:
         return f"{len(evidence.leaves)} leaves, {len(steps)} are due"
-    prev, at = digest(evidence.contract), 0
+    for handover in evidence.contract.handovers:
+        if handover.leaf not in evidence.leaves[handover.leaf.index : handover.leaf.index + 1]:
+            return f"the run was handed over behind another leaf {handover.leaf.index}"
+    prev, at = digest(evidence.contract.first), 0
     for index, leaf in enumerate(evidence.leaves):
         if leaf.index != index or leaf.prev != prev:
             return f"leaf {index} does not follow the one before it"
@@ -112,90 +161,80 @@ def uniqueness(evidence: Evidence) -> Outcome:
         return None, 0.0, "not-applicable", "no other leases' states are at hand"
     if report is None or not report.reference_distance:
         return None, 0.0, "not-applicable", "it is not known that the script's start follows from its seed"
-    reached = {report.initial_state} | {s.state for s in report.segments}
-    copied = [
-        leaf.index
-        for leaf in evidence.leaves
-        if leaf.state in evidence.known and leaf.state not in reached and leaf.update_norm is not None
-    ]
+    copied = _copied(evidence)
     detail = f"leaves {_few(copied)} are states that another lease had committed to before" if copied else ""
     return float(len(copied)), 0.0, passes(not copied), detail
 
 
-def initialisation(evidence: Evidence) -> Outcome:
-    """JIA V-4, made exact. The first leaf is the state that follows from the lease's seed. Value: equal or different.
+def _copied(evidence: Evidence) -> list[int]:
+    """Leaves whose states others had committed to before and that no replay reached."""
+    report = evidence.replay
+    reached = {report.initial_state} | {s.state for s in report.segments} if report is not None else set()
+    return [
+        leaf.index
+        for leaf in evidence.leaves
+        if leaf.state in (evidence.known or ()) and leaf.state not in reached and leaf.update_norm is not None
+    ]
 
-    The statistical test of the paper is for proofs without a seed; here nothing is left to chance."""
+
+def initialisation(evidence: Evidence) -> Outcome:
+    """JIA V-4, made exact. The first leaf is the state that follows from the lease's seed. Value: equal or different;
+    between different classes ||S' - S|| / ||S||, where the two differ at all.
+
+    The statistical test of the paper, `initialisation-ks`, is for proofs without a seed; here nothing is left to chance."""
     if evidence.replay is None or evidence.replay.initial_state is None or not evidence.leaves:
         return None, "equal", "not-applicable", "the initial state was not recomputed"
     equal = evidence.leaves[0].state == evidence.replay.initial_state
+    if not equal and not evidence.one_class:
+        line, error = evidence.tolerance.line(0, evidence.contract.iterations), evidence.replay.start_error
+        if isinstance(line, str) or not _opened(evidence, 0):
+            return None, None, "not-applicable", _NO_LINE
+        error = math.inf if error is None else error
+        return _finite(error), line.start, passes(error <= line.start), evidence.tolerance.source
     detail = "" if equal else "the run did not start from the state that the lease's seed gives"
     return "equal" if equal else "different", "equal", passes(equal), detail
 
 
-def batch_order(evidence: Evidence) -> Outcome:
-    """JIA V. Batch index digests of every leaf equal those that follow from the seed. Value: leaves that differ.
-
-    Cannot see whether the batches' content was used. A script without a DataLoader has no indices; its batches follow
-    from the same seed and are compared where segments are replayed."""
-    report = evidence.replay
-    if report is None:
-        return None, 0.0, "not-applicable", "nothing was replayed"
-    if report.batches is None:
-        wrong = [s.leaf for s in report.segments if not _leaf_is(evidence, s.leaf + 1, batches=s.batches)]
-        if not evidence.contract.facts.has_loader and not wrong:
-            return (
-                None,
-                0.0,
-                "not-applicable",
-                "no DataLoader; the order follows from the seed wherever it was replayed",
-            )
-    else:
-        due = report.batches
-        if len(due) != len(evidence.leaves) - 1:
-            return float(len(due)), float(len(evidence.leaves) - 1), "fail", "the order was derived for another run"
-        wrong = [n for n, batches in enumerate(due) if not _leaf_is(evidence, n + 1, batches=batches)]
-    detail = f"leaves {_few([n + 1 for n in wrong])} commit to other batches than the seed gives" if wrong else ""
-    return float(len(wrong)), 0.0, passes(not wrong), detail
-
-
 def point_loss(evidence: Evidence) -> Outcome:
-    """Ours. |logged - recomputed| loss of single iterations, at committed weights, exact batch and randomness.
+    """Ours. |logged - recomputed| loss of every replayed iteration, at committed weights, exact batch and randomness.
 
-    Every iteration of a segment whose replay ends in the committed state, or between equal classes, must agree exactly;
-    else the first of each segment, relatively.
-    Value: the largest difference. Unit: that of the loss. Cannot see iterations that were not drawn."""
+    Limit 0; between different classes, where a segment does not end in the committed state, the line of its phase over
+    |logged - recomputed| / max(1, |logged|). Value: the largest, of what is closest to its limit or farthest beyond.
+    Unit: that of the loss. Cannot see iterations that were not drawn, nor what stays below such a line."""
     report = evidence.replay
     if report is None or not report.segments:
         return None, 0.0, "not-applicable", "nothing was replayed"
     steps = evidence.contract.leaf_steps()
-    limit = 0.0 if evidence.one_class else POINT_LOSS_DELTA
-    worst = (False, 0.0, -1, limit)  # too large, the difference, its iteration, its limit
+    worst = (False, 0.0, 0.0, -1, 0.0)  # too large, share of the limit, the difference, its iteration, its limit
+    unjudged = False
     for segment in report.segments:
         start, stop = (steps[segment.leaf], steps[segment.leaf + 1]) if 0 <= segment.leaf < len(steps) - 1 else (0, 0)
         if (segment.start, segment.stop) != (start, stop) or start == stop:
             return None, 0.0, "fail", f"segment {segment.leaf} of the replay is none of this run"
-        logged = list(evidence.losses[start:stop])
-        recomputed = uncolumn(segment.losses)
-        exact = evidence.one_class or _leaf_is(evidence, segment.leaf + 1, state=segment.state)
-        if not exact:
-            logged, recomputed = logged[:1], recomputed[:1]
+        logged, recomputed = evidence.losses[start:stop], uncolumn(segment.losses)
         if len(logged) != len(recomputed):
             return float(len(recomputed)), float(len(logged)), "fail", f"iterations {segment.start} to {segment.stop}"
-        for step, (a, b) in enumerate(zip(logged, recomputed, strict=True), start=segment.start):
-            difference = _difference(a, b) / (1.0 if exact else max(1.0, abs(a)))
-            allowed = 0.0 if exact else limit
+        line = _line(evidence, segment)
+        if line is None:
+            unjudged = True
+            continue
+        limit = line.loss
+        for step, (a, b) in enumerate(zip(logged, recomputed, strict=True), start=start):
+            difference = loss_error([a], [b]) if limit else loss_difference(a, b)
             if difference:
-                worst = max(worst, (difference > allowed, difference, step, allowed))
-    too_large, value, where, limit = worst
+                worst = max(worst, (difference > limit, _share(difference, limit), difference, step, limit))
+    too_large, _, value, where, limit = worst
+    if unjudged and not too_large:
+        return None, None, "not-applicable", _NO_LINE
     return _finite(value), limit, passes(not too_large), f"largest at iteration {where}" if where >= 0 else ""
 
 
 def replay(evidence: Evidence) -> Outcome:
     """Ours. Random, largest, first and last segments run again from their committed start, every state entry compared.
 
-    Between equal classes: digests are equal; value: segments that differ, limit 0. Else: relative error
-    ||W' - W|| / ||W - W_start|| of the worst segment against a line; 1 is what doing nothing yields."""
+    Between equal classes: digests are equal; value: segments that differ, limit 0. Else: ||S' - S|| / ||S - S_start|| of a
+    segment's end, of the parameters or of all else, against the line of its phase; 1 is what doing nothing yields, and what
+    is not of floating point must be equal. Value and limit: of the segment closest to its line or farthest beyond."""
     report = evidence.replay
     if report is None:
         return None, 0.0, "not-applicable", "nothing was replayed"
@@ -203,34 +242,77 @@ def replay(evidence: Evidence) -> Outcome:
     if report.problem is not None or missing or not report.segments:
         detail = report.problem or f"segments {_few(missing)} could not be replayed"
         return float(len(missing)), 0.0, "fail", detail[-1000:]
-    wrong = [s for s in report.segments if not _leaf_is(evidence, s.leaf + 1, state=s.state)]
-    if evidence.one_class or not wrong:
+    wrong = [s for s in report.segments if not _reproduced(evidence, s)]
+    gap = _gap(evidence)
+    if evidence.one_class or not (wrong or gap):
         detail = (
             f"segments {_few([s.leaf for s in wrong])} end in another state than the committed one" if wrong else ""
         )
         return float(len(wrong)), 0.0, passes(not wrong), detail
-    errors = [_relative_error(evidence, s) for s in report.segments]
-    known = [e for e in errors if e is not None]
-    worst = max(known, default=math.inf) if len(known) == len(errors) else math.inf
-    detail = "worker and verifier are of different classes; the line is not calibrated for this pair"
-    return _finite(worst), RELATIVE_DELTA, passes(worst <= RELATIVE_DELTA), detail
+    lines = [(s, _line(evidence, s)) for s in wrong]
+    judged = [(_error(evidence, s), line.error, s) for s, line in lines if line is not None]
+    error, limit, segment = max(judged, key=lambda each: _share(*each[:2]), default=(0.0, 0.0, report.segments[0]))
+    if error <= limit and gap is not None:
+        return None, None, "not-applicable", _NO_LINE
+    detail = f"worker and verifier are of different classes; {evidence.tolerance.source}"
+    return _finite(error), limit, passes(error <= limit), f"segment {segment.leaf}; {detail}"
+
+
+def unjudged(evidence: Evidence, results: Sequence[RuleResult]) -> str | None:
+    """Why there is no verdict, in words: the classes differ, so does what came out, and there is no line to judge it by.
+
+    None where there is a verdict: also where another rule has already decided against the run."""
+    why = _gap(evidence)
+    if why is None or any(r.weight is Weight.DECIDES and r.result == "fail" for r in results):
+        return None
+    return (
+        "this host is of another class than the one that trained, so that honest work differs too, and"
+        f" {why}. Trained on {described(evidence.worker_environment)}; here: {described(evidence.verifier_environment)}."
+        " Verify on a host of that class, or calibrate"
+    )
+
+
+def _gap(evidence: Evidence) -> str | None:
+    """Why something that differs between two classes has no line; None where all has one, or nothing differs."""
+    report = evidence.replay
+    if report is None or evidence.one_class:
+        return None
+    begun = not evidence.leaves or start_error(evidence.leaves[0], report) == 0.0
+    differ = [s for s in report.segments if not _reproduced(evidence, s)]
+    steps = [*([] if begun else [0]), *(s.start for s in differ)]
+    lines = [evidence.tolerance.line(step, evidence.contract.iterations) for step in steps]
+    why = next((line for line in lines if isinstance(line, str)), None)
+    if why is None and (not all(map(_measured, differ)) or not (begun or _opened(evidence, 0))):
+        why = "not all states were opened that it would have to be compared with"
+    return why
 
 
 def leaf_claims(evidence: Evidence) -> Outcome:
-    """Ours. What leaves say beside their states: norms of updates that were replayed exactly, and all of the first leaf.
+    """Ours. What leaves say beside their states: norms of updates, settings of optimizers and sizes of trees where a segment
+    was replayed exactly, and what the first leaf says of the time before it; and everywhere that no claimed norm is below
+    the change of the one chunk that every state showed.
 
-    An understated norm would hide a segment from `replay-top-q`. Value: leaves that say something else. Cannot see the
-    norms of segments that were not replayed."""
+    Value: leaves that say something else. Cannot see an understated norm where nothing was replayed and the chunk's own
+    change is small."""
+    if evidence.measured is not None:
+        small = chunks.understated(evidence.leaves, evidence.measured, tolerance=NORM_TOLERANCE)
+        if small:
+            detail = f"leaves {_few(small)} claim smaller updates than one chunk of the parameters alone shows"
+            return float(len(small)), 0.0, "fail", detail
     if not evidence.leaves or evidence.replay is None:
         return None, 0.0, "not-applicable", "nothing was replayed"
-    first = evidence.leaves[0]
-    wrong = [] if first.update_norm == 0.0 and first.batches == _NOTHING else [0]
+    first, found = evidence.leaves[0], evidence.replay
+    began = first.update_norm == 0.0 and first.batches == _NOTHING
+    if first.state == found.initial_state:
+        began &= (first.chunks, first.settings) == (found.initial_chunks, found.initial_settings)
+    wrong = [] if began else [0]
     for segment in evidence.replay.segments:
-        if _leaf_is(evidence, segment.leaf + 1, state=segment.state):
-            claimed = evidence.leaves[segment.leaf + 1].update_norm
-            if not _near(claimed, segment.update_norm):
+        if _reproduced(evidence, segment):
+            claimed = evidence.leaves[segment.leaf + 1]
+            same = (claimed.chunks, claimed.settings) == (segment.chunks, segment.settings)
+            if not same or not _near(claimed.update_norm, segment.update_norm):
                 wrong.append(segment.leaf + 1)
-    detail = f"leaves {_few(wrong)} claim other updates than those that took place" if wrong else ""
+    detail = f"leaves {_few(wrong)} claim other updates or settings than those that took place" if wrong else ""
     return float(len(wrong)), 0.0, passes(not wrong), detail
 
 
@@ -238,7 +320,8 @@ def replay_top_q(evidence: Evidence) -> Outcome:
     """JIA Algorithm 2. Distance of the Q largest updates of each epoch, l2 over d_ref, against delta = 0.01.
 
     Accepts doing nothing: d_ref is dominated by the initial weights. Blind to a worker that makes just Q segments real."""
-    largest = largest_updates(evidence.contract, evidence.leaves, evidence.top_q) if evidence.leaves else set()
+    ranked = largest_updates(evidence.contract, evidence.leaves, evidence.measured)
+    largest = {segment for epoch in ranked.values() for segment in epoch[: evidence.top_q]}
     picked = [s for s in _segments(evidence) if s.leaf in largest]
     reference = evidence.replay.reference_distance if evidence.replay else None
     if not picked or not reference:
@@ -295,15 +378,20 @@ RULES: dict[str, Callable[[Evidence], Outcome]] = {
     "uniqueness": uniqueness,
     "initialisation": initialisation,
     "batch-order": batch_order,
+    "skeleton": skeleton,
     "point-loss": point_loss,
     "replay": replay,
     "leaf-claims": leaf_claims,
+    "provenance": provenance,
+    "initialisation-ks": initialisation_ks,
     "replay-top-q": replay_top_q,
     "vmo": vmo,
     "pev": pev,
     "pace": pace,
     "gpu-utilisation": gpu_utilisation,
     "gpu-memory": gpu_memory,
+    "gpu-agreement": gpu_agreement,
+    "gpu-load": gpu_load,
 }
 
 
@@ -311,21 +399,47 @@ def _segments(evidence: Evidence) -> Sequence[SegmentReport]:
     return evidence.replay.segments if evidence.replay is not None else ()
 
 
-def _leaf_is(evidence: Evidence, index: int, *, state: str | None = None, batches: str | None = None) -> bool:
-    if not 0 <= index < len(evidence.leaves):
-        return False
-    leaf = evidence.leaves[index]
-    return (state is None or leaf.state == state) and (batches is None or leaf.batches == batches)
+def _reproduced(evidence: Evidence, segment: SegmentReport) -> bool:
+    """Whether a segment's replay ended in the state that its leaf commits to."""
+    end = segment.leaf + 1
+    return 0 <= end < len(evidence.leaves) and evidence.leaves[end].state == segment.state
+
+
+def _opened(evidence: Evidence, leaf: int) -> bool:
+    return any(segment.leaf == leaf for segment in _segments(evidence))
+
+
+def _line(evidence: Evidence, segment: SegmentReport) -> Line | None:
+    """What a segment is judged by. None: between different classes, its phase has no line or its end was not opened."""
+    if evidence.one_class or _reproduced(evidence, segment):
+        return _EXACT
+    line = evidence.tolerance.line(segment.start, evidence.contract.iterations)
+    return line if isinstance(line, Line) and _measured(segment) else None
+
+
+def _measured(segment: SegmentReport) -> bool:
+    """Whether it was run from its own committed start, and its end compared with the committed one."""
+    return segment.distances is not None and segment.origin is None
+
+
+def _share(value: float, limit: float) -> float:
+    return value / limit if limit else math.inf if value else 0.0
+
+
+def _error(evidence: Evidence, segment: SegmentReport) -> float:
+    inside = 0 <= segment.leaf + 1 < len(evidence.leaves)
+    error = segment_error(segment, evidence.leaves[segment.leaf + 1]) if inside else None
+    return math.inf if error is None else error
 
 
 def _relative_error(evidence: Evidence, segment: SegmentReport) -> float | None:
-    if _leaf_is(evidence, segment.leaf + 1, state=segment.state):
+    if _reproduced(evidence, segment):
         return 0.0
     return segment.distances.relative if segment.distances is not None else None
 
 
 def _l2(evidence: Evidence, segment: SegmentReport) -> float | None:
-    if _leaf_is(evidence, segment.leaf + 1, state=segment.state):
+    if _reproduced(evidence, segment):
         return 0.0
     return segment.distances.l2 if segment.distances is not None else None
 
@@ -334,14 +448,6 @@ def _near(claimed: float | None, found: float | None) -> bool:
     if claimed is None or found is None:
         return claimed is found
     return math.isclose(claimed, found, rel_tol=NORM_TOLERANCE, abs_tol=0.0)
-
-
-def _difference(a: float, b: float) -> float:
-    """|a - b|; 0 for two equal non-finite losses, infinite where only one of them is finite."""
-    if a == b or (math.isnan(a) and math.isnan(b)):
-        return 0.0
-    difference = abs(a - b)
-    return difference if math.isfinite(difference) else math.inf
 
 
 def _losses_digest(losses: Sequence[float]) -> str:

@@ -9,35 +9,33 @@ The engine patches this process (torch, the clocks, the loaders) and is made for
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import os
 import sys
 import traceback
 import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
 
-from labapex.errors import MalformedInput, TrainingFailed
-from labapex.proof import loaders, loops
+from labapex.errors import LabApexError, MalformedInput, TrainingFailed
+from labapex.proof import frameworks, hooks, loaders, loops, packages
 from labapex.proof.capture import Capture, Memory
 from labapex.proof.clock import mark_clocks
 from labapex.proof.declared import Declared
 from labapex.proof.instrument import execute
-from labapex.proof.liveness import live_names
 from labapex.proof.loops import Each, Loop, Turns
+from labapex.proof.nodes import in_order
 from labapex.proof.randomness import derive, mix_in, seed_everything
 from labapex.proof.restore import Restore, stale
+from labapex.proof.scope import Scope, bind, live
+from labapex.proof.settings import settings_digest
 from labapex.proof.state import Buffers, State
 from labapex.protocol.contract import Contract
 
@@ -46,6 +44,24 @@ L = TypeVar("L", bound=Loop)
 
 class Finished(BaseException):
     """Raised through the script when there is nothing more to do. Not an `Exception`: the script must not catch it."""
+
+
+@dataclass(frozen=True)
+class Heading:
+    """A later boundary, in this or another call of the function that has the training loop. On the way there, loops that train
+    have one turn: what they leave behind is bound then, and its values are no matter, as a state will be put in."""
+
+    loops: list[str]  # their names, outermost first
+    calls: list[str]
+    counts: list[int]  # turns that those loops had begun
+    training: set[str]  # names of loops, of these and of those that ran when it was set out
+
+    def allows(self, loop: Loop, place: tuple[list[str], list[str]]) -> bool:
+        """Whether a loop that trains may begin another turn."""
+        names, calls = place
+        depth = len(names)
+        encloses = depth < len(self.loops) and names == self.loops[:depth] and calls == self.calls[: len(calls)]
+        return loop.count < (self.counts[depth - 1] if encloses else 1)
 
 
 class Conductor(Protocol):
@@ -93,10 +109,13 @@ class Engine:
         self.numbering = loaders.Numbering(seed)
         self.numbering.consumed = lambda digest: self.batches.append(digest)
         self.numbering.created = loops.collect
+        self.numbering.looping = lambda: bool(self.loops)
         self.declared = Declared(self)
+        self.scope = Scope(self.root, self.declared.modules)
         self.gradients_survive = False
         self.loops: dict[int, list[Loop]] = {}
         self.current: Loop | None = None  # the iteration loop, once it runs
+        self.heading: Heading | None = None  # where the script goes on to by itself, its training left out
         self.optimizers: list[weakref.ref[Optimizer]] = []
         self.batches: list[bytes] = []
         self._losses: list[Tensor] = []
@@ -104,8 +123,6 @@ class Engine:
         self._bounded = -1  # the last step whose boundary was announced
         self._zeroed = True
         self._stepping = False
-        self._places: dict[str, bool] = {}  # file names, and whether they are in the script's folder
-        self._foreign: dict[str, ModuleType] = {}  # the thousands of modules that are not the script's
 
     @classmethod
     def under(cls, contract: Contract, root: Path, conductor: Conductor, seed: str | None = None) -> Engine:
@@ -125,14 +142,14 @@ class Engine:
     def run(self, threads: int) -> None:
         """Run the script to its end. Raises `TrainingFailed` with the script's own traceback."""
         os.chdir(self.root)
+        packages.admit()
         torch.set_num_threads(threads)
-        if torch.cuda.is_available():
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.backends.cudnn.benchmark = False
+        self._hold_algorithms()
         mark_clocks()
         mix_in(self.seed)
         loaders.install(self.numbering)
-        self._hook()
+        frameworks.install(self.numbering)
+        hooks.install(self)
         seed_everything(derive(self.seed, "start"))
         gc.freeze()  # what was imported by now is never garbage; each capture would have it searched again
         try:
@@ -176,24 +193,36 @@ class Engine:
 
     # -- loops -----------------------------------------------------------------------------------------------------
 
-    def top(self, loop: Loop) -> None:
+    def top(self, loop: Loop) -> bool:
         self.declared.resume()
         if self.loop is None:
             self.conductor.search(self, loop)
+        if self.heading is not None and loop.name in self.heading.training:
+            place = self._place(loop)
+            if place != (self.heading.loops, self.heading.calls):
+                return self.heading.allows(loop, place)
+            self.heading, self._bounded = None, -1  # there it is
         if loop.name != self.loop:
-            return
+            return True
         self.current = loop
         self._complete()
         if self._bounded != self.step:
             self._bounded = self.step
             self.conductor.boundary(self, at_top=True)
+            if self.heading is not None:
+                self.current = None
+                return loop.count == 0
         if loop.count == 0:
             loop.began = self.step
         self._begin_turn(self.step)
+        return True
 
     def left(self, loop: Loop) -> None:
         if loop is self.current:
-            self._leave()
+            if isinstance(sys.exc_info()[1], LabApexError | Finished):  # ours, on its way out through the script
+                self.current = None
+            else:
+                self._leave()
         self.declared.left(loop)
         siblings = self.loops[id(loop.frame)]
         siblings.remove(loop)
@@ -214,7 +243,16 @@ class Engine:
         self._zeroed = False
         self.batches = []
         self._losses, self.declared.losses = [], []
+        self._hold_algorithms()
         self.reseed(step)
+
+    @staticmethod
+    def _hold_algorithms() -> None:
+        """On a GPU: algorithms that repeat themselves alone, whatever the script asked for. What has none raises, by name:
+        merely warned of, it would train to a state that no replay reaches."""
+        if torch.cuda.is_available():
+            torch.use_deterministic_algorithms(True)
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
 
     def reseed(self, step: int) -> None:
         seed_everything(derive(self.seed, "step", step))
@@ -233,29 +271,41 @@ class Engine:
 
     def capture(self, buffers: Buffers | None = None) -> State:
         """The whole state at this boundary, in memory of `buffers` where they are given."""
-        walk = Capture(self.memory, self._known)
+        walk = Capture(self.memory, self.scope.known)
         prepared = [walk.node(f"prepared.{n}", o, within=True) for n, o in enumerate(self.declared.objects())]
         running = self._running()
-        frames = [walk.variables(f"f{n}:{f.f_code.co_qualname}", self._live(f)) for n, f in enumerate(self._frames())]
-        modules = {name: walk.variables(name, names) for name, names in self._modules().items()}
-        optimizers = [walk.node(f"optimizer.{n}", o) for n, o in enumerate(self._alive_optimizers())]
+        assert self.current is not None
+        calls = self._place(self.current)[1]
+        frames = [
+            walk.variables(f"f{n}:{f.f_code.co_qualname}", live(f))
+            for n, f in enumerate(self.scope.frames(self._frame))
+        ]
+        modules = {name: walk.variables(name, names) for name, names in in_order(self.scope.modules(self._frame))}
+        optimizers = [walk.node(f"optimizer.{n}", o) for n, o in enumerate(self.alive_optimizers())]
+        reading = [walk.node(f"reading.{n}", p) for n, p in enumerate(_passes(running))]
         return walk.finish(
             {
                 "step": self.step,
                 "loops": [loop.place() for loop in running],
-                "loaders": self.numbering.loaders,
                 "passes": sorted(map(list, self.numbering.passes.items())),
                 "frames": frames,
                 "modules": modules,
                 "optimizers": optimizers,
+                "reading": reading,
                 "changed": sorted(self.memory.changed),
+                **({"calls": calls} if calls else {}),
                 **({"prepared": prepared} if prepared else {}),
             },
             buffers,
         )
 
+    def settings(self) -> str:
+        """What a leaf says of the optimizers' hyper-parameters at this boundary."""
+        return settings_digest(self.alive_optimizers())
+
     def restore(self, state: State) -> bool:
-        """Go to the boundary at which `state` was captured. False where only a fresh process can.
+        """Go to the boundary at which `state` was captured. False where only a fresh process can, or where the script has to go
+        on first, to another call of the loop or by one turn: then it is headed for there, and the boundary is announced.
 
         Raises `MalformedInput` for a state that does not fit this script.
         """
@@ -267,28 +317,34 @@ class Engine:
     def _restore(self, state: State) -> bool:
         structure = state.structure
         running = self._running()
-        if [loop.name for loop in running] != [name for name, _, _ in structure["loops"]]:
+        assert self.current is not None
+        there = [name for name, _, _ in structure["loops"]], structure.get("calls", [])
+        step = int(structure["step"])
+        untried = step > 0 and self.current.count == 0 and frameworks.lazy(self.current.name)
+        if untried or self._place(self.current) != there:
+            if step > self.step:
+                counts = [int(count) for _, count, _ in structure["loops"]]
+                self.heading = Heading(*there, counts, {loop.name for loop in running} | {*there[0]})
             return False
         changed = set(structure["changed"])
         if not self.memory.changed <= changed:
             return False  # what this process changed since its start, the state takes for untouched
         for loop, (_, count, passes) in zip(running, structure["loops"], strict=True):
-            began = int(structure["step"]) - count if loop is self.current else None
+            began = step - count if loop is self.current else None
             if not loop.seek(count, passes, began):
                 return False
-        self.numbering.loaders = structure["loaders"]
         self.numbering.passes = {str(stream): int(number) for stream, number in structure["passes"]}
         self.memory.changed = changed
-        restore = Restore(state, self._known)
+        restore = Restore(state, self.scope.known)
         for n, (prepared, node) in enumerate(zip(self.declared.objects(), structure.get("prepared", []), strict=True)):
             restore.node(node, f"prepared.{n}", prepared)
-        frames = self._frames()
+        frames = self.scope.frames(self._frame)
         if len(frames) != len(structure["frames"]):
             return False
         for n, (frame, nodes) in enumerate(zip(frames, structure["frames"], strict=True)):
-            live = self._live(frame)
-            _bind(frame, restore.variables(nodes, f"f{n}:{frame.f_code.co_qualname}", live), stale(live, nodes))
-        modules = self._modules()
+            read = live(frame)
+            bind(frame, restore.variables(nodes, f"f{n}:{frame.f_code.co_qualname}", read), stale(read, nodes))
+        modules = self.scope.modules(self._frame)
         for name, nodes in structure["modules"].items():
             if name not in modules:
                 raise MalformedInput(f"the script has no module {name}")
@@ -296,9 +352,11 @@ class Engine:
             names.update(restore.variables(nodes, name, names))
             for old in stale(modules[name], nodes):
                 del names[old]
-        for n, (optimizer, node) in enumerate(zip(self._alive_optimizers(), structure["optimizers"], strict=True)):
+        for n, (optimizer, node) in enumerate(zip(self.alive_optimizers(), structure["optimizers"], strict=True)):
             restore.node(node, f"optimizer.{n}", optimizer)
-        self.pretend(int(structure["step"]))
+        for n, (each, node) in enumerate(zip(_passes(running), structure["reading"], strict=True)):
+            restore.node(node, f"reading.{n}", each)
+        self.pretend(step)
         return True
 
     def aim(self, begin: int, number: int) -> None:
@@ -319,110 +377,40 @@ class Engine:
         found = loops.active(self.loops, self.current.frame)
         return found[: found.index(self.current) + 1]
 
-    def _frames(self) -> list[FrameType]:
-        """The script's function frames from the iteration loop outwards, outermost first; module code is not among them."""
-        assert self.current is not None
-        frames: list[FrameType] = []
-        frame = self.current.frame
-        while frame is not None:
-            if self._ours(frame) and frame.f_code.co_name != "<module>":
-                frames.insert(0, frame)
-            frame = frame.f_back
-        return frames
+    def _place(self, loop: Loop) -> tuple[list[str], list[str]]:
+        """The loops from the outermost to this one, and the calls that led to its function."""
+        chain = loops.active(self.loops, loop.frame)
+        return [each.name for each in chain[: chain.index(loop) + 1]], self.scope.calls(loop.frame)
 
-    def _live(self, frame: FrameType) -> dict[str, Any]:
-        live = live_names(frame.f_code, frame.f_lasti)
-        return {name: value for name, value in frame.f_locals.items() if name in live}
+    @property
+    def _frame(self) -> FrameType | None:
+        """Of the iteration loop, once it runs."""
+        return self.current.frame if self.current is not None else None
 
-    def _modules(self) -> dict[str, dict[str, Any]]:
-        """Globals of the script's modules; of one whose own code is running, only those that are still read."""
-        running: dict[int, frozenset[str]] = {}
-        frame = self.current.frame if self.current is not None else None
-        while frame is not None:
-            if frame.f_code.co_name == "<module>":
-                running[id(frame.f_globals)] = live_names(frame.f_code, frame.f_lasti)
-            frame = frame.f_back
-        found: dict[str, dict[str, Any]] = {}
-        for name, module in list(sys.modules.items()):
-            if module is None or self._foreign.get(name) is module:
-                continue
-            if not self._own(name):
-                self._foreign[name] = module
-                continue
-            live = running.get(id(module.__dict__))
-            found[name] = {k: v for k, v in module.__dict__.items() if live is None or k in live}
-        return found
-
-    def _own(self, module: str) -> bool:
-        file = getattr(sys.modules.get(module), "__file__", None)
-        return file is not None and self._inside(file)
-
-    def _known(self, module: str) -> bool:
-        """Whether objects of this module's classes are looked into."""
-        return self._own(module) or module in self.declared.modules
-
-    def _ours(self, frame: FrameType) -> bool:
-        return self._inside(frame.f_code.co_filename)
-
-    def _inside(self, file: str) -> bool:
-        """Whether a file is the script's. Asked for each module at each boundary; a path is taken apart only once."""
-        if file not in self._places:
-            self._places[file] = Path(file).is_relative_to(self.root)
-        return self._places[file]
-
-    def _alive_optimizers(self) -> list[Optimizer]:
+    def alive_optimizers(self) -> list[Optimizer]:
         return [o for o in (ref() for ref in self.optimizers) if o is not None]
 
     def trained(self) -> list[Tensor]:
         """The parameters of the script's optimizers, and those that it prepared."""
-        found = [p for o in self._alive_optimizers() for g in o.param_groups for p in g["params"]]
+        found = [p for o in self.alive_optimizers() for g in o.param_groups for p in g["params"]]
         return list({id(p): p for p in [*found, *self.declared.parameters()]}.values())
 
     def namespaces(self) -> list[dict[str, Any]]:
         """All variables of the script, those of its running functions first, innermost first."""
-        return [dict(f.f_locals) for f in reversed(self._frames())] + list(self._modules().values())
+        return [dict(f.f_locals) for f in reversed(self.scope.frames(self._frame))] + list(
+            self.scope.modules(self._frame).values()
+        )
 
     def took_backward(self) -> bool:
         """Whether a loss was propagated backwards in this turn."""
         return bool(self._losses)
 
-    # -- hooks into torch ------------------------------------------------------------------------------------------
+    # -- what torch tells (`hooks`) ----------------------------------------------------------------------------------
 
-    def _hook(self) -> None:
-        plain_backward, plain_init = Tensor.backward, Optimizer.__init__
-        plain_scale = torch.amp.GradScaler.scale
-        engine = self
+    def zeroed(self) -> None:
+        self._zeroed = True
 
-        def backward(self: Tensor, *args: Any, **kwargs: Any) -> None:
-            engine._backward(self)
-            plain_backward(self, *args, **kwargs)
-
-        def scale(self: Any, outputs: Any) -> Any:
-            scaled = plain_scale(self, outputs)
-            if isinstance(outputs, Tensor):
-                scaled._labapex_unscaled = outputs.detach()
-            return scaled
-
-        def init(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-            plain_init(self, *args, **kwargs)
-            engine.optimizers.append(weakref.ref(self))
-
-        def zeroing(plain: Any) -> Any:
-            def zero_grad(self: Any, *args: Any, **kwargs: Any) -> None:
-                engine._zeroed = True
-                plain(self, *args, **kwargs)
-
-            return zero_grad
-
-        Tensor.backward = backward
-        torch.amp.GradScaler.scale = scale
-        Optimizer.__init__ = init
-        Optimizer.zero_grad = zeroing(Optimizer.zero_grad)
-        nn.Module.zero_grad = zeroing(nn.Module.zero_grad)
-        register_optimizer_step_pre_hook(self._before_step)
-        register_optimizer_step_post_hook(self._after_step)
-
-    def _backward(self, tensor: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         if not self._zeroed:
             self._zeroed = True
             if any(p.grad is not None for p in self.trained()):
@@ -432,24 +420,18 @@ class Engine:
                         "gradients survive from one iteration to the next only late in this run: call zero_grad() in "
                         "each iteration, or accumulate from the first iteration on, so that the preflight sees it"
                     )
-        loss = getattr(tensor, "_labapex_unscaled", tensor.detach())
         if loss.numel() != 1 or (self._stepping and self._losses):
             return  # not a loss, or a closure evaluated again within one optimizer step
         self._losses.append(loss)
         self.conductor.forward(self)
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def stepping(self, optimizer: Optimizer) -> None:
         self._stepping = True
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def stepped(self, optimizer: Optimizer) -> None:
         self._stepping = False
         self.conductor.stepped(self, optimizer)
 
 
-def _bind(frame: FrameType, values: dict[str, Any], unbound: list[str]) -> None:
-    """Assign local variables of a frame that is suspended in a call, cells included, and unbind others."""
-    names = frame.f_locals  # each access reads the frame anew
-    names.update(values)
-    for name in unbound:
-        del names[name]
-    ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(1))
+def _passes(running: list[Loop]) -> list[loaders.Pass]:
+    return [each for loop in running for each in loop.passes]

@@ -13,3 +13,19 @@ class Sink(Protocol):
 
     def leaf(self, leaf: Leaf) -> None:
         """The state after `leaf.step` iterations is committed and lies in `states/<leaf.index>.safetensors`."""
+
+
+class Notes:
+    """A sink that keeps what it hears. `times` are Unix time in seconds."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.times: list[float] = []
+        self.leaves: list[Leaf] = []
+
+    def iteration(self, step: int, loss: float, at: float) -> None:
+        self.losses.append(loss)
+        self.times.append(at)
+
+    def leaf(self, leaf: Leaf) -> None:
+        self.leaves.append(leaf)

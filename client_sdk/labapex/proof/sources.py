@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,10 +80,16 @@ def match(proof: Proof, script: Path | None, data: Path | None) -> Sources:
             borrowed.append(part.path)
         else:
             raise UsageError(f"the proof does not hold {part.path}: name the run's script with --script")
-    if proof.files.data:
-        contents |= _data(proof, root, data)
+    parents = {parent.path: parent.weights for parent in proof.contract.parents}
+    listed = {part.path: part.digest for part in proof.files.data}
+    if not parents.items() <= listed.items():
+        raise MalformedInput("files.json: a model that the contract starts from is not among the data")
+    parts = [part for part in proof.files.data if part.path not in parents]
+    if parts:
+        contents |= _data(proof, parts, root, data)
     elif data is not None:
         raise Tampered("the run was made without data, and --data names some")
+    contents |= {part.path: _parent(proof, part, root) for part in proof.files.data if part.path in parents}
     return Sources(proof.contract.script, proof.files, contents, tuple(borrowed) if script is not None else ())
 
 
@@ -94,16 +100,16 @@ def _root(proof: Proof, script: Path) -> Path:
     return script.resolve().parents[proof.contract.script.count("/")]
 
 
-def _data(proof: Proof, root: Path | None, data: Path | None) -> dict[str, Content]:
+def _data(proof: Proof, listed: Sequence[Part], root: Path | None, data: Path | None) -> dict[str, Content]:
     prefix = proof.files.data_root
-    if prefix is None or not all(part.path.startswith(f"{prefix}/") for part in proof.files.data):
+    if prefix is None or not all(part.path.startswith(f"{prefix}/") for part in listed):
         raise MalformedInput("files.json: all data must lie below data_root")
     if data is None:
-        data = _nearby(proof, root, prefix)
+        data = _nearby(proof, listed, root, prefix)
     if not data.is_dir():
         raise UsageError(f"--data: there is no folder {data}")
     parts, contents = bundle.below(data.resolve(), prefix)
-    ours, theirs = ({part.path: part.digest for part in each} for each in (parts, proof.files.data))
+    ours, theirs = ({part.path: part.digest for part in each} for each in (parts, listed))
     for path in sorted(ours.keys() | theirs.keys()):
         if ours.get(path) != theirs.get(path):
             how = "is not in the run's data" if path not in theirs else "is missing" if path not in ours else "differs"
@@ -111,19 +117,32 @@ def _data(proof: Proof, root: Path | None, data: Path | None) -> dict[str, Conte
     return dict(contents)
 
 
-def _nearby(proof: Proof, root: Path | None, prefix: str) -> Path:
-    """The data where nobody said where it is: beside the script, here, or beside the proof. Its digests are still checked."""
-    for place in (root, Path.cwd(), proof.root.absolute().parent):
-        if place is None or not (place / prefix).is_dir():
+def _places(proof: Proof, root: Path | None) -> list[Path]:
+    """Where the run's files are looked for when nobody says where they are: beside the script, here, beside the proof."""
+    return [place for place in (root, Path.cwd(), proof.root.absolute().parent) if place is not None]
+
+
+def _nearby(proof: Proof, listed: Sequence[Part], root: Path | None, prefix: str) -> Path:
+    """The data's folder in one of the usual places. Its digests are still checked."""
+    for place in _places(proof, root):
+        if not (place / prefix).is_dir():
             continue
-        found = [place / part.path for part in proof.files.data]
-        if place == root or all(
-            p.is_file() and p.stat().st_size == s.size for p, s in zip(found, proof.files.data, strict=True)
-        ):
+        found = [place / part.path for part in listed]
+        if place == root or all(p.is_file() and p.stat().st_size == s.size for p, s in zip(found, listed, strict=True)):
             return place / prefix
-    many = len(proof.files.data)
+    many = len(listed)
     read = f"{many} files" if many > 1 else "a file"
     raise UsageError(f"the run read {read} of '{prefix}': name that folder with --data")
+
+
+def _parent(proof: Proof, part: Part, root: Path | None) -> Path:
+    """The file of a model that the run started from; it is digested when it is copied."""
+    for place in _places(proof, root):
+        if (place / part.path).is_file() and (place / part.path).stat().st_size == part.size:
+            return place / part.path
+    raise UsageError(
+        f"the run started from a certified model: put its file, with SHA-256 {part.digest}, at {part.path} beside the script"
+    )
 
 
 def _same(path: Path, part: Part, otherwise: str) -> bytes:

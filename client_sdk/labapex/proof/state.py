@@ -2,39 +2,34 @@
 
 A state is a `structure` (canonical JSON: every scalar, container and object the script keeps, with references to tensors by
 name) and the tensors. Its digest is the RFC 6962 Merkle root over: the header {structure, names, types, shapes}, then
-each tensor's bytes in chunks of 16 KiB. So any chunk can be opened by itself. Files are safetensors; the digest is over
-tensors and structure, not over the file, whose metadata is free to vary.
+the bytes of all parameters as one stream in chunks of 16 KiB, then those of all other tensors as another. So any chunk can
+be opened by itself (`chunks`), and number n of a run's parameters has one place in the trees of all its states. Files
+are safetensors; the digest is over tensors and structure, not over the file, whose metadata is free to vary.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import safetensors
 import torch
 from torch import Tensor
 
-from labapex.errors import MalformedInput, TrainingFailed
+from labapex.errors import MalformedInput
 from labapex.proof import merkle
-from labapex.protocol.canonical import canonical
+from labapex.proof.image import Block, Image, Shapes
+from labapex.proof.image import raw_bytes as raw_bytes
+from labapex.protocol.contract import Stretch
 from labapex.protocol.replay import Distances
 
-CHUNK = 16 * 1024
 _BLOCK = 32_000  # elements summed at a time: they stay in cache, and torch splits no work this small between threads
-_LEAF = hashlib.sha256(b"\x00")  # a leaf's hash so far; a copy costs less than a hash from the beginning
-_SAFE_INTEGER = 2**53 - 1
-_FILE_TYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
-    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
-    torch.bool: "BOOL", torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
 
 
 @dataclass
@@ -45,60 +40,32 @@ class State:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     parameters: list[str] = field(default_factory=list)
 
+    def image(self) -> Image:
+        """The state as bytes. Raises `MalformedInput` for what JSON cannot spell."""
+        return Image(self.structure, self.tensors, self.parameters)
+
     def digest(self) -> str:
-        """The Merkle root over header and chunks, in hexadecimal. Raises `MalformedInput` for what JSON cannot spell."""
-        try:
-            return merkle.root_of_hashes(self._hashes()).hex()
-        except (ValueError, RecursionError) as error:  # NaN, integers over 2^53, lone surrogates, endless nesting
-            raise MalformedInput(f"the state's structure has no canonical form: {type(error).__name__}") from None
+        """The Merkle root over header and chunks, in hexadecimal. Raises `MalformedInput` as `image` does."""
+        return merkle.root_of_hashes(self.tree()).hex()
+
+    def tree(self) -> list[bytes]:
+        """The tree's leaf hashes: of the header, of the parameters' chunks, of the others'. Raises as `image` does."""
+        return self.image().tree()
+
+    def layout(self) -> tuple[Stretch, ...]:
+        """The types in the parameters' stream, each with its bytes."""
+        own = Shapes({name: self.tensors[name] for name in self.parameters}).order
+        runs = itertools.groupby(own, key=lambda n: self.tensors[n].dtype)
+        sizes = [(str(t).removeprefix("torch."), sum(self.tensors[n].nbytes for n in names)) for t, names in runs]
+        return tuple(Stretch(type=kind, size=size) for kind, size in sizes if size)
 
     def size(self) -> int:
         """Bytes of all tensors."""
         return sum(t.numel() * t.element_size() for t in self.tensors.values())
 
-    def _header(self) -> bytes:
-        shapes = [[n, str(self.tensors[n].dtype), list(self.tensors[n].shape)] for n in sorted(self.tensors)]
-        return _spelled({"structure": self.structure, "tensors": shapes, "parameters": sorted(self.parameters)})
-
-    def _hashes(self) -> Iterator[bytes]:
-        """The tree's leaf hashes: SHA-256(0x00 | entry) of the header and of each chunk, which is not copied for it."""
-        yield merkle.leaf_hash(self._header())
-        for name in sorted(self.tensors):
-            raw = raw_bytes(self.tensors[name])
-            for start in range(0, len(raw), CHUNK):
-                leaf = _LEAF.copy()
-                leaf.update(raw[start : start + CHUNK])
-                yield leaf.digest()
-
     def save(self, path: Path) -> int:
-        """Write the state as safetensors, atomically, straight from the tensors' memory; returns the file's size in bytes.
-
-        Raises `TrainingFailed` for a type of tensor that the format does not have.
-        """
-        entries: dict[str, Any] = {
-            "__metadata__": {"structure": json.dumps(self.structure), "parameters": json.dumps(self.parameters)}
-        }
-        # The format wants no gaps; the widest types first, so that all are aligned.
-        order = sorted(self.tensors, key=lambda name: (-self.tensors[name].element_size(), name))
-        end = 0
-        for name in order:
-            tensor = self.tensors[name]
-            if tensor.dtype not in _FILE_TYPES:
-                raise TrainingFailed(
-                    f"{name} is of type {tensor.dtype}, which no state file can hold: keep another type"
-                )
-            begin, end = end, end + tensor.numel() * tensor.element_size()
-            kind, shape = _FILE_TYPES[tensor.dtype], list(tensor.shape)
-            entries[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
-        header = json.dumps(entries, separators=(",", ":")).encode()
-        header += b" " * (-len(header) % 8)
-        temporary = path.with_suffix(".partial")
-        with temporary.open("wb", buffering=1 << 18) as file:
-            file.write(len(header).to_bytes(8, "little") + header)
-            for name in order:
-                file.write(raw_bytes(self.tensors[name]))
-        temporary.replace(path)
-        return 8 + len(header) + end
+        """Write the state's file; returns its size in bytes. Raises as `image` and `Image.save` do."""
+        return self.image().save(path)
 
     @classmethod
     def load(cls, path: Path) -> State:
@@ -116,14 +83,6 @@ class State:
         return cls(structure, tensors, parameters)
 
 
-def raw_bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, without a copy, in row-major order."""
-    flat = tensor.detach().reshape(-1)
-    if flat.numel() == 0:
-        return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy().data).cast("B")
-
-
 class Buffers:
     """Memory for copies of tensors, used again and again: the first touch of fresh pages costs more than the copy.
 
@@ -131,51 +90,24 @@ class Buffers:
     """
 
     def __init__(self) -> None:
-        self._free: list[dict[str, Tensor]] = []
+        self._free: list[Block] = []
 
-    def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def copy(self, tensors: dict[str, Tensor]) -> Block:
         """Contiguous copies on the CPU, under the same names."""
-        room = None
-        while self._free and room is None:
-            room = self._free.pop()
-            if list(room) != list(tensors) or any(
-                a.shape != b.shape or a.dtype != b.dtype for a, b in zip(room.values(), tensors.values(), strict=True)
-            ):
-                room = None  # of another time: the state has changed its shape since
-        if room is None:
-            room = {n: torch.empty(t.shape, dtype=t.dtype, device="cpu") for n, t in tensors.items()}
+        block = None
+        while self._free and block is None:
+            block = self._free.pop()
+            if not block.shapes.fit(tensors):
+                block = None  # of another time: the state has changed its shape since
+        block = block or Block(Shapes(tensors))
         if tensors:
             with torch.no_grad():
-                torch._foreach_copy_(list(room.values()), [t.detach() for t in tensors.values()])
-        return room
+                torch._foreach_copy_(list(block.values()), [t.detach() for t in tensors.values()])
+        return block
 
     def give_back(self, copies: dict[str, Tensor]) -> None:
-        self._free.append(copies)
-
-
-def _spelled(document: dict[str, Any]) -> bytes:
-    """`canonical(document)`, ten times as fast where Python's own JSON has the same spelling: no floats, ASCII only.
-
-    Reading the text back shows that it says the same, so keys were strings and integers were small; all else, and all
-    that must be refused, goes the slow way.
-    """
-    try:
-        text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-        same = text.isascii() and json.loads(text, parse_float=_unlike, parse_int=_small, parse_constant=_unlike)
-    except (ValueError, TypeError, RecursionError):
-        return canonical(document)
-    return text.encode() if same == document else canonical(document)
-
-
-def _unlike(text: str) -> NoReturn:
-    raise ValueError(text)
-
-
-def _small(digits: str) -> int:
-    value = int(digits)
-    if abs(value) > _SAFE_INTEGER:
-        raise ValueError(digits)
-    return value
+        if isinstance(copies, Block):
+            self._free.append(copies)
 
 
 def losses_digest(column: bytes) -> str:
@@ -256,7 +188,8 @@ def _first_difference(a: Any, b: Any, path: str) -> str | None:
 
 def _alike(one: State, other: State) -> bool:
     return one.parameters == other.parameters and all(
-        one.tensors[n].shape == other.tensors[n].shape for n in one.parameters
+        (a.shape, a.dtype) == (b.shape, b.dtype)
+        for a, b in ((one.tensors[n], other.tensors[n]) for n in one.parameters)
     )
 
 

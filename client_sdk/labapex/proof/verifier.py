@@ -8,27 +8,36 @@ The script runs in a process of its own, which the caller provides as a `Replay`
 from __future__ import annotations
 
 import difflib
+import itertools
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from labapex.errors import LabApexError, UsageError
+from labapex.errors import NotJudgeable, UsageError
+from labapex.proof import origins
 from labapex.proof.challenge import Opening, draw
+from labapex.proof.chunks import Measured
+from labapex.proof.doubts import doubts, together
+from labapex.proof.evidence import Further
 from labapex.proof.folder import Proof, proof_root, train_seconds
 from labapex.proof.policy import WEIGHTS, decide
-from labapex.proof.rules import Evidence, judge, log_chain, log_count, replay_max_error
+from labapex.proof.rules import Evidence, blamed, judge, log_chain, log_count, replay_max_error, unjudged
+from labapex.proof.runs import runs
+from labapex.proof.shown import look
+from labapex.proof.tolerance import Calibration, Line, Tolerance
 from labapex.protocol.canonical import Message, digest, explain
-from labapex.protocol.contract import Contract
-from labapex.protocol.records import Leaf, uncolumn
-from labapex.protocol.replay import Distances, ReplayReport, ReplayRequest, SegmentReport
+from labapex.protocol.contract import Environment
+from labapex.protocol.replay import ReplayReport, ReplayRequest
 from labapex.protocol.states import Fault
-from labapex.protocol.verdict import Cost, RuleResult, Verdict, Weight
+from labapex.protocol.verdict import Cost, Origin, RuleResult, Verdict, Weight
 
 WEIGHTS_RULE = "weights"
+FORETELL_SECONDS = 600.0  # that a run without training may take
 
 
 class AuditPolicy(Message):
@@ -38,6 +47,7 @@ class AuditPolicy(Message):
     top_q: int = Field(default=1, ge=0, le=100)
     pev_percent: float = Field(default=10, gt=0, le=100)
     weights: dict[str, Weight] = Field(default_factory=dict)  # of single rules, in place of the usual ones
+    line: Line | None = None  # the verifier's own, for work of another class of hosts, in place of a calibration
 
 
 @dataclass(frozen=True)
@@ -65,47 +75,115 @@ def parse_policy(document: Any) -> AuditPolicy:
         raise UsageError(explain(error)) from None
 
 
-def verify(proof: Proof, *, policy: AuditPolicy, random: random.Random, replay: Replay) -> Verdict:
+def verify(
+    proof: Proof,
+    *,
+    policy: AuditPolicy,
+    random: random.Random,
+    replay: Replay,
+    calibration: Calibration | None = None,
+) -> Verdict:
     """The verdict on a proof whose digests hold. `random` must be the verifier's own (`random.SystemRandom`).
 
-    Raises `LabApexError` where the replay could not take place, which is no evidence against the prover.
+    `calibration`: what honest work may differ by where another class of hosts has done it. Raises `NotJudgeable` where that
+    is the case and there is no line, `LabApexError` where the replay could not take place: neither is evidence against
+    the prover.
     """
     began = time.perf_counter()
-    opening = _opening(proof, policy, random)
-    replayed = None
+    seen, opening, replayed = _evidence(proof, policy), None, None
+    if log_chain(seen)[2] == log_count(seen)[2] == "pass":  # else there is nothing to draw from
+        shown = look(proof, random)
+        seen = replace(seen, measured=shown.measured, opening_problem=shown.problem)
+        opening = _opening(proof, policy, random, shown.measured) if shown.problem is None else None
     if opening is not None and opening.indices:
-        replayed = replay(_request(proof, opening))
-    seen = _evidence(proof, policy, opening, replayed)
+        replayed = replay(_request(proof, opening).model_copy(update={"foretell": FORETELL_SECONDS}))
+        seen = _replayed(seen, policy, opening, replayed, calibration)
+        opening, replayed, seen = _doubted(proof, policy, opening, replayed, seen, replay, calibration)
     rules = [*judge(seen), _weights(proof, replayed)]
     rules = [rule.model_copy(update={"weight": policy.weights.get(rule.rule, rule.weight)}) for rule in rules]
+    if (why := unjudged(seen, rules)) is not None:
+        raise NotJudgeable(why)
     outcome, deciding, reason = decide(rules)
     return _verdict(proof, policy, opening, replayed, seen, rules, outcome, deciding, reason, began)
 
 
-def _opening(proof: Proof, policy: AuditPolicy, random: random.Random) -> Opening | None:
-    """What is looked at; None where the log is not even complete, so that there is nothing to draw from."""
-    bare = _evidence(proof, policy, None, None)
-    if log_chain(bare)[2] != "pass" or log_count(bare)[2] != "pass":
-        return None
+def _doubted(
+    proof: Proof,
+    policy: AuditPolicy,
+    opening: Opening,
+    replayed: Replayed,
+    seen: Evidence,
+    replay: Replay,
+    calibration: Calibration | None,
+) -> tuple[Opening, Replayed, Evidence]:
+    """Further rounds, as long as there are doubts that the folder can answer."""
+    drawn = len(opening.indices)
+    for rounds in itertools.count():
+        states = {index: proof.state_path(index) for index in opening.indices}
+        found = doubts(seen, states, ends=True, rounds=rounds, states=len(states) - drawn)
+        indices, segments = _answerable(proof, found)
+        indices, segments = indices - states.keys(), segments - set(opening.segments)
+        if not indices and not segments:
+            break
+        opening = replace(
+            opening,
+            indices=tuple(sorted({*opening.indices, *indices})),
+            segments=tuple(sorted({*opening.segments, *segments})),
+        )
+        if segments:
+            compare = tuple(sorted(s for s in segments if s + 1 in opening.indices))
+            needed = {run.leaf for run in runs(segments, proof.states)} | {s + 1 for s in compare}
+            more = Opening(tuple(sorted(needed)), tuple(sorted(segments)), (), compare)
+            report = together(replayed.report, replay(_request(proof, more)).report)
+            replayed = Replayed(report, replayed.weights)
+        seen = _replayed(seen, policy, opening, replayed, calibration)
+    return opening, replayed, seen
+
+
+def _answerable(proof: Proof, found: Further) -> tuple[set[int], set[int]]:
+    """What of a doubt a folder has states for. A recorded one that keeps few of them is replayed from one to the next where
+    the state between them was asked for: that shows all of the leaves there."""
+    here = sorted(proof.states)
+    indices = set(found.indices & proof.states)
+    if proof.manifest.origin == "platform":
+        return indices, {segment for segment in found.segments if proof.contract.origin(segment) in proof.states}
+    segments = set(found.segments)
+    for index in found.indices - proof.states:
+        place = bisect_right(here, index)
+        segments.update(range(here[place - 1], here[place]))
+    return indices, segments
+
+
+def _opening(proof: Proof, policy: AuditPolicy, random: random.Random, measured: Measured | None) -> Opening:
+    """What is looked at: drawn from a recorded folder's states, or from what a platform had opened."""
     full = draw(
         proof.contract,
         proof.leaves,
+        measured=measured,
         audit_segments=policy.audit_segments,
         top_q=policy.top_q,
         pev_percent=policy.pev_percent,
         random=random,
         ends=True,
     )
-    if proof.manifest.origin == "recorded":
-        return full
     here = proof.states
+    evaluations = tuple(e for e in full.evaluations if e.leaf in here)
+    if proof.manifest.origin == "recorded":
+        needed = {run.leaf for run in runs(full.segments, here)} | (here & set(full.indices))
+        compare = tuple(s for s in full.compare if s + 1 in here)
+        return replace(full, indices=tuple(sorted(needed)), evaluations=evaluations, compare=compare)
     last = len(proof.leaves) - 1
-    candidates = sorted(here - {last})
+    passed = (
+        {*proof.asked.segments, *proof.asked.further_segments}
+        if proof.asked and proof.contract.handovers
+        else set[int]()
+    )
+    candidates = sorted((here | {s for s in passed if proof.contract.origin(s) in here}) - {last})
     segments = sorted(random.sample(candidates, min(policy.audit_segments, len(candidates))))
     return Opening(
         indices=tuple(sorted(here)),
         segments=tuple(segments),
-        evaluations=tuple(e for e in full.evaluations if e.leaf in here),
+        evaluations=evaluations,
         compare=tuple(s for s in segments if s + 1 in here),
     )
 
@@ -120,8 +198,8 @@ def _request(proof: Proof, opening: Opening) -> ReplayRequest:
     )
 
 
-def _evidence(proof: Proof, policy: AuditPolicy, opening: Opening | None, replayed: Replayed | None) -> Evidence:
-    report = replayed.report if replayed else None
+def _evidence(proof: Proof, policy: AuditPolicy) -> Evidence:
+    """What the folder says, before anything in it was looked at."""
     return Evidence(
         contract=proof.contract,
         losses=proof.losses,
@@ -130,14 +208,36 @@ def _evidence(proof: Proof, policy: AuditPolicy, opening: Opening | None, replay
         leaves=proof.leaves,
         leaf_received_at=(),
         chain_problem=None,
-        replay=report,
+        replay=None,
         opening_problem=None,
         worker_environment=proof.environment,
-        verifier_environment=report.environment if report else None,
+        verifier_environment=None,
         top_q=policy.top_q,
         pev_percent=policy.pev_percent,
-        asked=opening.segments if opening else (),
     )
+
+
+def _replayed(
+    seen: Evidence, policy: AuditPolicy, opening: Opening, replayed: Replayed, calibration: Calibration | None
+) -> Evidence:
+    here = replayed.report.environment
+    return replace(
+        seen,
+        replay=replayed.report,
+        verifier_environment=here,
+        asked=opening.segments,
+        tolerance=_tolerance(seen, policy, here, calibration),
+    )
+
+
+def _tolerance(
+    seen: Evidence, policy: AuditPolicy, here: Environment | None, calibration: Calibration | None
+) -> Tolerance:
+    if policy.line is not None:
+        return Tolerance(own=policy.line, source="the line is the verifier's own")
+    if calibration is None:
+        return Tolerance()
+    return calibration.tolerance(seen.worker_environment, here, seen.contract.checkpoint_every)
 
 
 def _weights(proof: Proof, replayed: Replayed | None) -> RuleResult:
@@ -177,6 +277,7 @@ def _verdict(
         deciding_rule=deciding,
         reason=reason,
         fault=Fault.NOBODY if verified else Fault.WORKER,
+        blamed=None if deciding is None else blamed(seen, deciding).lease,
         epochs=contract.epochs,
         iterations_per_epoch=contract.facts.iterations_per_epoch,
         loss_logs=len(proof.losses),
@@ -184,6 +285,7 @@ def _verdict(
         rules=tuple(rules),
         replay_max_error=replay_max_error(seen),
         detection=detection(proof, policy, opening),
+        origin=_origin(proof, policy, opening, replayed),
         contract=digest(contract),
         proof_root=proof_root(proof.leaves),
         weights=proof.weights if verified else None,
@@ -205,114 +307,29 @@ def detection(proof: Proof, policy: AuditPolicy, opening: Opening | None) -> str
     """What the choice of segments proves, in words: a share f of false ones survives c draws with (1 - f)^c."""
     count = max(0, len(proof.leaves) - 1)
     if opening is None:
-        return "nothing was drawn: the log itself is not whole"
+        return "nothing was drawn: the log or what was to be shown is not whole"
     if len(opening.segments) == count:
         return f"all {count} segments were replayed: any false one is caught"
     if proof.manifest.origin == "platform":
         return (
             f"{len(opening.segments)} of {count} segments were replayed, of those that the platform had opened; what "
-            "stayed closed cannot be replayed from this folder"
+            "stayed closed cannot be replayed from this folder, and that a platform drew them is its signature's word alone"
         )
-    caught = 1 - 0.9 ** min(policy.audit_segments, count)
+    caught = origins.caught(policy.audit_segments, count)
     return (
-        f"{policy.audit_segments} of {count} segments were drawn at random, besides first, last and the largest of each"
-        f" epoch: where one in ten is false, that is caught with a probability of {caught:.0%}"
+        f"{policy.audit_segments} of {count} segments were drawn at random, besides first, last and the largest"
+        f" updates: where one in ten is false, that is caught with a probability of {caught:.0%}"
     )
 
 
-# -- one segment -------------------------------------------------------------------------------------------------------
-
-
-class SegmentError(Message):
-    """How far the replay of one segment ends from what the proof commits to. None: not finite, or not comparable."""
-
-    start: int  # step
-    stop: int
-    digest_equal: bool  # the whole state, bit for bit
-    l1: float | None
-    l2: float | None
-    linf: float | None
-    cos: float | None  # 1 - cosine
-    relative: float | None  # ||W' - W|| / ||W - W_start||; 1 is what doing nothing yields
-    losses: float | None  # largest |logged - recomputed|
-    one_class: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Span:
-    """A stretch between two leaves, as a contract in which it is one segment, and the leaves by their index in it."""
-
-    contract: Contract
-    leaf: int
-    start: Leaf
-    stop: Leaf
-
-
-def span(proof: Proof, *, start: int, steps: int) -> Span:
-    """The stretch of `steps` iterations from step `start`, both ends at leaves. Raises `UsageError`."""
-    leaves = {leaf.step: leaf for leaf in proof.leaves}
-    if start not in leaves or steps < 1 or start + steps not in leaves:
-        wrong = start if start not in leaves else start + steps
-        near = sorted(leaves, key=lambda step: (abs(step - wrong), step))[:4]
-        raise UsageError(f"there is no leaf at step {wrong}; the nearest are at {', '.join(map(str, sorted(near)))}")
-    contract = proof.contract
-    if contract.leaf_steps() != sorted(leaves):
-        raise UsageError("the proof's leaves are not those of its contract; `labapex verify` says more")
-    if leaves[start + steps].index != leaves[start].index + 1:
-        contract = _coarse(contract, start, steps)
-    return Span(contract, contract.leaf_steps().index(start), leaves[start], leaves[start + steps])
-
-
-def _coarse(contract: Contract, start: int, steps: int) -> Contract:
-    """The same run with fewer leaves. Seed, script, loop and steps are untouched, so it replays exactly as it was."""
-    total = contract.iterations
-    facts = contract.facts.model_copy(update={"iterations_per_epoch": total, "has_loader": False})
-    to_the_end = start + steps == total and start > 0 and steps <= start
-    every = steps if start % steps == 0 else start if to_the_end else None
-    if every is None:
-        raise UsageError(
-            f"a stretch over several leaves must begin at a multiple of its length; --from {start} does not"
-        )
-    return contract.model_copy(update={"epochs": 1, "checkpoint_every": every, "facts": facts})
-
-
-def measure(proof: Proof, stretch: Span, report: ReplayReport) -> SegmentError:
-    """The error of one stretch. Raises `LabApexError` where it could not be replayed."""
-    if report.mismatched:
-        raise LabApexError(f"the state of step {stretch.start.step} or {stretch.stop.step} is not the committed one")
-    if report.problem is not None or len(report.segments) != 1:
-        raise LabApexError(f"the segment could not be replayed: {report.problem or 'no reason was given'}")
-    segment = report.segments[0]
-    found = segment.distances or Distances(l1=None, l2=None, linf=None, cos=None, relative=None)
-    return SegmentError(
-        start=segment.start,
-        stop=segment.stop,
-        digest_equal=segment.state == stretch.stop.state,
-        losses=_losses_apart(proof, segment),
-        one_class=proof.environment is not None and proof.environment == report.environment,
-        seconds=segment.seconds,
-        **found.model_dump(),
-    )
-
-
-def span_request(stretch: Span) -> ReplayRequest:
-    """What the child is asked for: it finds both states under the indices of the stretch's own contract."""
-    return ReplayRequest(
-        contract=stretch.contract,
-        segments=(stretch.leaf,),
-        compare=(stretch.leaf,),
-        digests={stretch.leaf: stretch.start.state, stretch.leaf + 1: stretch.stop.state},
-    )
-
-
-def _losses_apart(proof: Proof, segment: SegmentReport) -> float | None:
-    logged, again = proof.losses[segment.start : segment.stop], uncolumn(segment.losses)
-    if len(logged) != len(again):
-        return None
-    apart = [0.0 if a == b or (a != a and b != b) else abs(a - b) for a, b in zip(logged, again, strict=True)]
-    worst = max(apart)
-    return worst if all(x < float("inf") for x in apart) else None
+def _origin(proof: Proof, policy: AuditPolicy, opening: Opening | None, replayed: Replayed | None) -> Origin:
+    """Of a platform's folder: the segments that it says it drew by chance, as far as they were replayed again."""
+    count, drawn = max(1, len(proof.leaves) - 1), 0
+    if replayed is not None and opening is not None:
+        drawn = count if len(opening.segments) == count else policy.audit_segments
+        if proof.manifest.origin == "platform" and drawn < count:
+            drawn = min(drawn, len(opening.segments), proof.asked.audit_segments if proof.asked else 0)
+    return origins.origin(proof.contract, replayed.report.start if replayed else None, drawn=drawn, segments=count)
 
 
 def _known(what: str, given: dict[str, Any], known: Any) -> None:

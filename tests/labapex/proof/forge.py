@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from labapex.proof import folder
-from labapex.proof.folder import Files, Proof
+from tests.labapex.proof.lab import Lab
+
+from labapex.proof import folder, sources
+from labapex.proof.folder import Asked, Files, Proof
+from labapex.proof.state import State, parameter_change
+from labapex.proof.verifier import Replay, Replayed
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Contract, Environment
 from labapex.protocol.records import Leaf, column
+from labapex.protocol.replay import ReplayReport, ReplayRequest
 
 SCRIPT = """
 import argparse
@@ -65,6 +71,8 @@ class Forgery:
     states: dict[int, Path]
     weights: Path | None
     origin: Any = "recorded"
+    asked: Asked | None = None
+    chunks: Path | None = None
 
     @classmethod
     def of(cls, proof: Proof) -> Forgery:
@@ -107,7 +115,41 @@ class Forgery:
             environment=self.environment,
             states=self.states,
             weights=self.weights,
+            asked=self.asked,
+            chunks=self.chunks,
         )
         plain = {path: c if isinstance(c, bytes) else c.read_bytes() for path, c in contents.items()}
         folder.store(manifest, plain, root)
         return root
+
+
+def rounded_elsewhere(forged: Forgery, root: Path) -> Path:
+    """The run as a host of another class would have made it, whose last bits in the middle are not those of this one."""
+    assert forged.environment is not None
+    forged.environment = forged.environment.model_copy(update={"device": "cpu: another one"})
+    states = [State.load(forged.states[index]) for index in range(5)]
+    for name in states[3].parameters:
+        states[3].tensors[name] *= 1 + 1e-6
+    forged.states = {**forged.states, 3: root.with_name("3.safetensors")}
+    forged.leaf(3, size=states[3].save(forged.states[3]), state=states[3].digest())
+    for index in (3, 4):
+        forged.leaf(index, update_norm=parameter_change(states[index - 1], states[index]))
+    forged.rechain()
+    return forged.write(root)
+
+
+def replayer(lab: Lab, proof: Proof, data: Path, scratch: Path) -> Replay:
+    """Replays in the laboratory, which keeps torch warm; the command's own child has its tests with the command line."""
+
+    def replay(request: ReplayRequest) -> Replayed:
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "states").mkdir(parents=True)
+        (scratch / "work").mkdir()
+        sources.match(proof, None, data).fill(scratch / "work")
+        for index in request.digests:
+            shutil.copy(proof.state_path(index), scratch / "states")
+        report = ReplayReport.model_validate(lab.ask("replay", scratch, request=request.model_dump(mode="json")))
+        weights = scratch / folder.WEIGHTS
+        return Replayed(report, hashlib.sha256(weights.read_bytes()).hexdigest() if weights.exists() else None)
+
+    return replay

@@ -54,7 +54,8 @@ def leaves(losses: list[float]) -> list[Leaf]:
         part = losses[STEPS[n - 1] : step] if n else []
         made.append(
             Leaf(
-                index=n, step=step, state=sha("state", n), size=99, update_norm=float(n), batches=batches(n),
+                index=n, step=step, state=sha("state", n), size=99, chunks=3, settings=sha("settings", n),
+                update_norm=float(n), batches=batches(n),
                 losses=hashlib.sha256(column(part)).hexdigest(), prev="0" * 64,
             )
         )  # fmt: skip
@@ -64,6 +65,7 @@ def leaves(losses: list[float]) -> list[Leaf]:
 def segment(n: int, **changes: object) -> SegmentReport:
     whole = {
         "leaf": n, "start": STEPS[n], "stop": STEPS[n + 1], "state": sha("state", n + 1),
+        "chunks": 3, "settings": sha("settings", n + 1),
         "batches": sha("batches", n + 1), "losses": column(LOSSES[STEPS[n] : STEPS[n + 1]]), "gradient_norm": 1.0,
         "update_norm": float(n + 1), "distances": Distances(l1=0, l2=0, linf=0, cos=0, relative=0), "seconds": 0.1,
     }  # fmt: skip
@@ -73,6 +75,8 @@ def segment(n: int, **changes: object) -> SegmentReport:
 REPORT = ReplayReport(
     environment=HERE,
     initial_state=sha("state", 0),
+    initial_chunks=3,
+    initial_settings=sha("settings", 0),
     reference_distance=20.0,
     batches=tuple(sha("batches", n) for n in range(1, len(STEPS))),
     segments=tuple(segment(n) for n in ASKED),

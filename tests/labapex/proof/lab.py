@@ -6,25 +6,38 @@ preflights, recordings and replays, as JSON lines.
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from labapex.errors import TrainingFailed
+from labapex.proof import recording
 from labapex.proof.challenge import Opening, draw
+from labapex.proof.chunks import Measured
 from labapex.proof.determinism import pin
+from labapex.proof.doubts import doubts, together
 from labapex.proof.rules import Evidence
 from labapex.protocol.contract import Contract, ScriptFacts
-from labapex.protocol.records import Leaf
-from labapex.protocol.replay import PreflightReport, PreflightRequest, ReplayReport, ReplayRequest
+from labapex.protocol.records import Leaf, uncolumn
+from labapex.protocol.replay import (
+    PreflightReport,
+    PreflightRequest,
+    RegenerateReport,
+    RegenerateRequest,
+    ReplayReport,
+    ReplayRequest,
+)
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 SOURCES = Path(__file__).parents[3] / "client_sdk"
@@ -44,10 +57,12 @@ class Recording:
 class Lab:
     program = Path(__file__)
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, caps: Mapping[str, str] | None = None, imports: tuple[str, ...] = ()) -> None:
+        """`caps`: environment variables that make this host one of another class. `imports`: modules that are slow to import,
+        besides torch."""
         path = os.pathsep.join([str(SOURCES), *sys.path])
-        environment = {**os.environ, **pin(threads), "PYTHONPATH": path}
-        command = [sys.executable, str(self.program)]
+        environment = {**os.environ, **pin(threads), **(caps or {}), "PYTHONPATH": path}
+        command = [sys.executable, str(self.program), *imports]
         self.threads = threads
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -89,17 +104,71 @@ class Lab:
         leaves = [Leaf.model_validate(leaf) for leaf in answer["leaves"]]
         return Recording(contract, folder, answer["losses"], answer["times"], leaves)
 
-    def replay(self, recording: Recording, opening: Opening) -> ReplayReport:
+    def take_over(self, contract: Contract, folder: Path, state: Path) -> Recording:
+        """Go on with a run of another host, from its state; of the run only what comes behind that."""
+        assert contract.after is not None
+        (folder / "states").mkdir(parents=True)
+        shutil.copyfile(state, folder / "states" / f"{contract.after.index}.safetensors")
+        answer = self.ask("train", folder, contract=contract.model_dump(mode="json"))
+        leaves = [Leaf.model_validate(leaf) for leaf in answer["leaves"]]
+        return Recording(contract, folder, answer["losses"], answer["times"], leaves)
+
+    def begin(self, contract: Contract, folder: Path, *, until: int) -> None:
+        """Record a run whose process is killed as soon as it has committed to leaf `until`."""
+        shutil.rmtree(folder / "states", ignore_errors=True)
+        try:
+            self.ask("log", folder, contract=contract.model_dump(mode="json"), until=until)
+        except TrainingFailed as end:
+            if "SIGKILL" not in str(end):
+                raise
+
+    def go_on(self, contract: Contract, folder: Path) -> Recording:
+        """Go on with a recording that was interrupted."""
+        self.ask("log", folder, contract=contract.model_dump(mode="json"), until=None)
+        losses, times = (uncolumn((folder / name).read_bytes()) for name in (recording.LOSSES, recording.TIMES))
+        return Recording(contract, folder, list(losses), list(times), recording.leaves(folder))
+
+    def regenerate(self, contract: Contract, job: Path, folder: Path, states: tuple[int, ...]) -> RegenerateReport:
+        request = RegenerateRequest(contract=contract, states=states).model_dump(mode="json")
+        folder.mkdir(exist_ok=True)
+        return RegenerateReport.model_validate(self.ask("regenerate", folder, job=str(job), request=request))
+
+    def replay(self, recording: Recording, opening: Opening, *, foretell: float = 0) -> ReplayReport:
         request = ReplayRequest(
             contract=recording.contract,
             segments=opening.segments,
             compare=opening.compare,
             evaluations=opening.evaluations,
             digests={n: recording.leaves[n].state for n in opening.indices},
+            foretell=foretell,
         )
         return ReplayReport.model_validate(
             self.ask("replay", recording.folder, request=request.model_dump(mode="json"))
         )
+
+    def look(self, recording: Recording, opening: Opening, *, foretell: float = 0) -> Iterator[Evidence]:
+        """Replay what was drawn, and then, round by round, what gives cause for doubt, as a verifier does."""
+        report, opened = self.replay(recording, opening, foretell=foretell), set(opening.indices)
+        found = evidence(recording, opening, report)
+        yield found
+        for rounds in itertools.count():
+            files = {n: recording.folder / "states" / f"{n}.safetensors" for n in opened}
+            more = doubts(found, files, ends=True, rounds=rounds, states=len(opened) - len(opening.indices))
+            if not more:
+                break
+            opened |= more.indices
+            if more.segments and found.replay is not None:
+                starts = tuple(sorted(more.segments))
+                indices = tuple(sorted(more.segments | {n + 1 for n in starts}))
+                again = self.replay(recording, Opening(indices, starts, evaluations=(), compare=starts))
+                found = replace(found, replay=together(found.replay, again), asked=(*found.asked, *starts))
+            yield found
+
+
+def carry(here: Path, there: Path) -> None:
+    """An interrupted recording on another host: its log and states, and the script from where it came."""
+    for name in ("states", recording.LEAVES, recording.LOSSES, recording.TIMES):
+        (here / name).rename(there / name)
 
 
 def place(script: Path | str, folder: Path) -> None:
@@ -109,7 +178,7 @@ def place(script: Path | str, folder: Path) -> None:
 
 
 def contract(
-    facts: ScriptFacts, *, epochs: int = 3, every: int = 4, seed: str = "b" * 64, threads: int = 1
+    facts: ScriptFacts, *, epochs: int = 3, every: int = 4, keep: int = 1, seed: str = "b" * 64, threads: int = 1
 ) -> Contract:
     return Contract(
         job=UUID(int=1),
@@ -121,15 +190,19 @@ def contract(
         args=(),
         epochs=epochs,
         checkpoint_every=every,
+        keep_every=keep,
         threads=threads,
         facts=facts,
     )
 
 
-def challenge(recording: Recording, *, segments: int = 3, ends: bool = False) -> Opening:
+def challenge(
+    recording: Recording, *, segments: int = 3, ends: bool = False, measured: Measured | None = None
+) -> Opening:
     return draw(
         recording.contract,
         recording.leaves,
+        measured=measured,
         audit_segments=segments,
         top_q=1,
         pev_percent=20,
@@ -169,20 +242,34 @@ def evidence(recording: Recording, opening: Opening, report: ReplayReport) -> Ev
 
 
 class Notes:
-    """A sink that keeps what it hears."""
+    """A sink that keeps what it hears, from iteration `begin` on."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: int = 0) -> None:
+        self.begin = begin
         self.losses: list[float] = []
         self.times: list[float] = []
         self.leaves: list[Any] = []
 
     def iteration(self, step: int, loss: float, at: float) -> None:
-        assert step == len(self.losses)
+        assert step == self.begin + len(self.losses)
         self.losses.append(loss)
         self.times.append(at)
 
     def leaf(self, leaf: Leaf) -> None:
         self.leaves.append(leaf.model_dump(mode="json"))
+
+
+class Dying(recording.Log):
+    """A log whose process is killed when it holds leaf `until`."""
+
+    def __init__(self, folder: Path, until: int) -> None:
+        super().__init__(folder)
+        self.until = until
+
+    def leaf(self, leaf: Leaf) -> None:
+        super().leaf(leaf)
+        if leaf.index == self.until:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -197,12 +284,23 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         wanted = ReplayRequest.model_validate(request["request"])
         return engine.replay(request=wanted, folder=folder).model_dump(mode="json")
 
+    if request["verb"] == "regenerate":
+        missing = RegenerateRequest.model_validate(request["request"])
+        return engine.regenerate(request=missing, job=Path(request["job"]), folder=folder).model_dump(mode="json")
+    contract = Contract.model_validate(request["contract"])
+
     def train() -> dict[str, Any]:
-        notes = Notes()
-        engine.train(contract=Contract.model_validate(request["contract"]), folder=folder, sink=notes)
+        notes = Notes(contract.after.step if contract.after else 0)
+        engine.train(contract=contract, folder=folder, sink=notes)
         return vars(notes)
 
-    return isolated(train, folder / "train.log")
+    def log() -> dict[str, Any]:
+        after = recording.resumable(folder, contract)
+        sink = recording.Log(folder, after) if request["until"] is None else Dying(folder, request["until"])
+        engine.train(contract=contract, folder=folder, sink=sink, after=after[-1] if after else None)
+        return {}
+
+    return isolated(train if request["verb"] == "train" else log, folder / "train.log", writes=(folder,))
 
 
 def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -218,4 +316,6 @@ def serve(answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     serve(answer)

@@ -37,8 +37,9 @@ class Observer:
         self.open.append(loop := Turns(self, name, caller(1)))
         return loop
 
-    def top(self, loop: Loop) -> None:
+    def top(self, loop: Loop) -> bool:
         self.tops.append((loop.name, loop.count))
+        return True
 
     def left(self, loop: Loop) -> None:
         self.open.remove(loop)
@@ -92,6 +93,9 @@ PROGRAMS = {
     "a list that grows": "items = [1]\nfor i in items:\n    if i < 5:\n        items.append(i + 1)\nprint(items)\n",
     "enumerate from one": "for n, x in enumerate('ab', start=1):\n    print(n, x)\n",
     "enumerate of zip": "for n, (a, b) in enumerate(zip('ab', [1, 2, 3])):\n    print(n, a, b)\n",
+    "enumerate that is kept": "e = enumerate('abcd')\nprint(next(e))\nfor n, x in e:\n    break\nfor n, x in e:\n    print(n, x)\nprint(next(e, None))\n",
+    "enumerate within a call": "for n, x in iter(enumerate(iterable='ab', start=2)):\n    print(n, x)\n",
+    "zip of one iterator with itself": "i = iter('abcdef')\nfor pair in list(zip(i, i)):\n    print(pair)\n",
     "strict zip": "for a, b in zip('ab', 'abc', strict=True):\n    print(a, b)\n",
     "a dictionary": "for k, v in {'a': 1}.items():\n    print(k, v)\n",
     "starred target": "for a, *b in ['abc', 'de']:\n    print(a, b)\n",

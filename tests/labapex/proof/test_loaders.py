@@ -56,7 +56,6 @@ assert taken == sum(told, []) and len(set(taken)) == 15
 """,
     "any number of workers gives the same batches": """
 one, two = make(0), make(2)
-two._labapex_ordinal = one._labapex_ordinal
 first = [listed(one), listed(one)]
 numbering.passes.clear()
 assert [listed(two), listed(two)] == first
@@ -101,8 +100,17 @@ numbering.seed = "b" * 64
 numbering.passes.clear()
 assert listed(make()) != here
 """,
-    "a position in one loader is not taken by another": """
-one, other = iter(make()), iter(make())
+    "a loader made anew for each pass gives the batches of one that is kept": """
+kept = make()
+whole = [listed(kept) for _ in range(3)]
+told = list(taken)
+numbering.passes.clear(), taken.clear()
+assert [listed(make()) for _ in range(3)] == whole and taken == told
+""",
+    "a loop's position is not taken by another loop": """
+one = iter(make())
+numbering.created = lambda each: "other loop"
+other = iter(make())
 try:
     other.seek(*one.place())
 except ValueError:
@@ -189,7 +197,8 @@ def _sha(text: str) -> bytes:
 
 def test_what_is_computed_from_a_clock_is_one_too() -> None:
     reading = Reading(3.0)
-    for value in (reading + 1, 1 + reading, reading - 1, 5 - reading, reading * 2, reading / 2, -reading, abs(reading)):
+    sums = (reading + 1, 1 + reading, reading - 1, 5 - reading, reading * 2, reading / 2)
+    for value in (*sums, -reading, abs(reading), round(reading, 1)):
         assert isinstance(value, Reading)
     assert not isinstance(reading > 1, Reading)
     assert f"{reading:.1f}" == "3.0"

@@ -111,3 +111,10 @@ def test_a_tree_cannot_shrink_or_grow_from_nothing(items: list[bytes]) -> None:
             merkle.consistency_proof(items, old)
     with pytest.raises(IndexError):
         merkle.inclusion_proof(items, len(items))
+
+
+@given(size=st.integers(1, 300), data=st.data())
+def test_the_length_of_an_audit_path_is_known_beforehand(size: int, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, size - 1))
+    hashes = [merkle.leaf_hash(bytes([n % 256])) for n in range(size)]
+    assert merkle.path_length(index, size) == len(merkle.audit_path(hashes, index))

@@ -132,9 +132,10 @@ def test_accumulation_that_begins_late_is_named(lab: Lab, tmp_path: Path) -> Non
 
 
 def test_a_script_may_keep_the_time_without_being_refused(lab: Lab, tmp_path: Path) -> None:
-    script = "import time\nstarted = time.time()\nspent = 0.0\n" + HEAD
-    script += LOOP.format(line="spent = spent + time.time() - started; started = time.perf_counter()")
-    assert lab.preflight(script + "print(spent)\n", tmp_path).problem is None
+    script = "import time\nstarted = time.time()\nspent = 0.0\neach = []\n" + HEAD
+    line = "spent = spent + time.time() - started; each.append(round(spent, 3)); started = time.perf_counter()"
+    script += LOOP.format(line=line)
+    assert lab.preflight(script + "print(spent, each)\n", tmp_path).problem is None
 
 
 def test_a_script_killed_for_its_memory_is_said_to_be(lab: Lab, tmp_path: Path) -> None:
@@ -149,3 +150,11 @@ def test_a_script_that_tampers_with_its_own_report_is_refused(lab: Lab, tmp_path
     problem = lab.preflight(script, tmp_path).problem
     assert problem is not None
     assert "cannot be read" in problem
+
+
+def test_batches_from_a_generator_read_by_next_are_refused_with_what_to_do(lab: Lab, tmp_path: Path) -> None:
+    script = HEAD + LOOP.format(line="pass").replace("(model(x), y)", "(model(x), y * next(counter))")
+    problem = lab.preflight(script, tmp_path).problem
+    assert problem is not None
+    assert "a generator function or an itertools object" in problem
+    assert "count in a variable instead" in problem

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.labapex.proof.honest import (
     ASKED,
     ELSEWHERE,
+    HERE,
     HONEST,
     LOSSES,
     STEPS,
@@ -22,8 +23,11 @@ from tests.labapex.proof.honest import (
     with_segment,
 )
 
+from labapex.proof.chunks import Change, Measured
 from labapex.proof.policy import REQUIRED, WEIGHTS, decide
-from labapex.proof.rules import RULES, Evidence, judge, replay_max_error
+from labapex.proof.rules import RULES, Evidence, judge, replay_max_error, unjudged
+from labapex.proof.tolerance import FACTOR, NEEDED, Calibration, Line, Phase, Tolerance, described
+from labapex.protocol.contract import Environment
 from labapex.protocol.records import Sample, column
 from labapex.protocol.replay import Distances
 from labapex.protocol.verdict import Weight
@@ -37,13 +41,108 @@ def test_honest_evidence_passes_every_rule_that_looks() -> None:
     assert replay_max_error(HONEST) == 0.0
 
 
-def test_honest_evidence_of_another_class_passes_within_the_line() -> None:
-    close = Distances(l1=0.1, l2=0.1, linf=0.1, cos=0.0, relative=0.004)
-    evidence = replace(with_segment(HONEST, 2, state=sha("nearly"), distances=close), verifier_environment=ELSEWHERE)
-    evidence = told(evidence, initial_state=sha("state", 0))
-    assert decide(judge(evidence))[0] == "verified"
-    assert replay_max_error(evidence) == 0.004
+LINE = Line(start=1e-5, error=0.02, loss=1e-4)
+OWN = Tolerance(own=LINE, source="the line is the verifier's own")
 
+
+def elsewhere(evidence: Evidence, **changes: Any) -> Evidence:
+    """The evidence of a worker of another class, for which there is a line."""
+    return replace(evidence, **({"worker_environment": ELSEWHERE, "tolerance": OWN} | changes))
+
+
+def ending(error: float | None, losses: list[float] | None = None) -> Evidence:
+    """Segment 2 ends in another state than the committed one, so far from it."""
+    changes: dict[str, Any] = {} if losses is None else {"losses": column(losses)}
+    far = Distances(l1=0.1, l2=0.1, linf=0.1, cos=0.0, relative=error)
+    return with_segment(HONEST, 2, state=sha("nearly"), distances=far, error=error, **changes)
+
+
+def test_honest_evidence_of_another_class_passes_within_the_line() -> None:
+    evidence = elsewhere(ending(0.004, [x * (1 + 1e-5) for x in LOSSES[STEPS[2] : STEPS[3]]]))
+    evidence = told(evidence, initial_state=sha("nearly the start"), start_error=1e-7)
+    results = {r.rule: r for r in judge(evidence)}
+    assert unjudged(evidence, list(results.values())) is None
+    assert decide(list(results.values()))[0] == "verified"
+    assert replay_max_error(evidence) == 0.004
+    assert (results["replay"].value, results["replay"].limit) == (0.004, 0.02)
+    assert results["replay"].detail.endswith("of different classes; the line is the verifier's own")
+    assert (results["initialisation"].value, results["initialisation"].limit) == (1e-7, 1e-5)
+
+
+FAR_START = told(HONEST, initial_state=sha("other"), start_error=0.1)
+BETWEEN: dict[str, tuple[str, Evidence]] = {
+    "a segment ends beyond the line": ("replay", ending(0.021)),
+    "a segment ends where nothing can be measured": ("replay", ending(None)),
+    "a later loss of a segment is better than it was": ("point-loss", ending(
+        0.001, [*LOSSES[STEPS[2] : STEPS[3] - 1], LOSSES[STEPS[3] - 1] - 2e-4])),
+    "it began elsewhere": ("initialisation", FAR_START),
+    "it began where nothing can be measured": ("initialisation", told(FAR_START, start_error=None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", BETWEEN)
+def test_another_class_is_no_way_past_a_line(lie: str) -> None:
+    rule, evidence = BETWEEN[lie]
+    results = judge(elsewhere(evidence))
+    assert unjudged(elsewhere(evidence), results) is None
+    assert decide(results)[:2] == ("rejected", rule)
+
+
+@pytest.mark.parametrize("evidence", [ending(1e-9), ending(1.0), FAR_START], ids=["near", "far", "start"])
+@pytest.mark.parametrize("claimed", [ELSEWHERE, None])
+def test_without_a_line_there_is_no_verdict_by_guess(evidence: Evidence, claimed: Environment | None) -> None:
+    evidence = elsewhere(evidence, tolerance=Tolerance(), worker_environment=claimed)
+    results = judge(evidence)
+    why = unjudged(evidence, results)
+    assert why is not None
+    assert "no calibration of this pair of classes is at hand" in why
+    assert described(claimed) in why
+    assert "Verify on a host of that class, or calibrate" in why
+    assert decide(results)[0] == "rejected"  # for whoever does not ask
+
+
+def test_what_is_equal_to_the_last_bit_needs_no_line() -> None:
+    evidence = elsewhere(HONEST, tolerance=Tolerance())
+    results = judge(evidence)
+    assert unjudged(evidence, results) is None
+    assert decide(results)[0] == "verified"
+
+
+def test_what_another_rule_refuses_is_refused_without_a_line() -> None:
+    evidence = elsewhere(ending(1e-9), tolerance=Tolerance(), opening_problem="state 3 came too late")
+    results = judge(evidence)
+    assert unjudged(evidence, results) is None
+    assert decide(results)[:2] == ("rejected", "opening")
+
+
+@pytest.mark.parametrize("changes", [{"distances": None}, {"origin": 0}])
+def test_a_segment_whose_states_were_not_opened_cannot_be_judged(changes: dict[str, Any]) -> None:
+    evidence = elsewhere(with_segment(ending(1e-9), 2, state=sha("nearly"), error=1e-9, **changes))
+    assert "not all states were opened" in (unjudged(evidence, judge(evidence)) or "")
+
+
+def test_a_start_that_was_not_opened_cannot_be_judged() -> None:
+    late = tuple(segment(n) for n in ASKED[1:])
+    evidence = elsewhere(told(FAR_START, segments=late, start_error=None), asked=ASKED[1:])
+    assert "not all states were opened" in (unjudged(evidence, judge(evidence)) or "")
+
+
+@given(error=st.floats(0, 1e3))
+def test_each_phase_is_judged_by_its_own_line(error: float) -> None:
+    lines = [
+        Phase(until=until, segments=NEEDED, error=e, loss=0.0)
+        for until, e in ((STEPS[2] / 20, 0.029), (STEPS[3] / 20, 1e-3), (1, 0.029))
+    ]
+    found = Calibration(worker=ELSEWHERE, verifier=HERE, checkpoint_every=4, phases=tuple(lines))
+    evidence = elsewhere(ending(error), tolerance=found.tolerance(ELSEWHERE, HERE, 4))
+    (result,) = [r for r in judge(evidence) if r.rule == "replay"]
+    assert (result.result == "pass") == (error <= FACTOR * 1e-3)
+    assert result.limit == FACTOR * 1e-3
+
+
+MOVED = Measured(
+    0.01, tuple(Change(n, n + 1, n + 1.0 + (n == 3)) for n in range(len(STEPS) - 1))
+)  # one chunk's changes
 
 LIES: dict[str, tuple[str, Evidence]] = {
     "a state is withheld": ("opening", replace(HONEST, opening_problem="state 3 came too late")),
@@ -59,7 +158,7 @@ LIES: dict[str, tuple[str, Evidence]] = {
     "an iteration is too many": ("log-count", replace(HONEST, losses=[*LOSSES, 0.1])),
     "a state was copied from another lease": ("uniqueness", replace(with_leaf(2, state=sha("copied")), known={sha("copied")})),
     "it began elsewhere": ("initialisation", with_leaf(0, state=sha("stolen"))),
-    "it took other batches": ("batch-order", with_leaf(4, batches=sha("easy ones"))),
+    "it took other batches": ("batch-order", with_leaf(3, batches=sha("easy ones"))),
     "its losses were invented": ("point-loss", with_segment(HONEST, 2, losses=column(
         [x + 1e-9 for x in LOSSES[STEPS[2] : STEPS[3]]]))),
     "its losses are too few": ("point-loss", with_segment(HONEST, 2, losses=column(LOSSES[:1]))),
@@ -70,6 +169,7 @@ LIES: dict[str, tuple[str, Evidence]] = {
     "the replay broke": ("replay", told(HONEST, problem="ValueError: no")),
     "its update was understated": ("leaf-claims", with_leaf(3, update_norm=1e-3)),
     "its update was said to be finite": ("leaf-claims", with_segment(HONEST, 2, update_norm=None)),
+    "an update is below what a chunk of it shows": ("leaf-claims", replace(HONEST, measured=MOVED, replay=None)),
     "its first leaf claims an update": ("leaf-claims", with_leaf(0, update_norm=1.0)),
     "nobody looked": ("replay", replace(HONEST, replay=None)),
 }  # fmt: skip
@@ -87,21 +187,6 @@ def test_each_lie_fails_the_rule_that_is_there_for_it(lie: str) -> None:
     assert reason.startswith(f"{deciding}: ")
 
 
-@given(error=st.floats(allow_nan=True, allow_infinity=True))
-def test_between_classes_only_an_error_below_the_line_passes(error: float) -> None:
-    finite = math.isfinite(error) and error >= 0
-    measured = Distances(l1=None, l2=None, linf=None, cos=None, relative=error if finite else None)
-    evidence = with_segment(HONEST, 2, state=sha("other"), distances=measured)
-    evidence = replace(evidence, verifier_environment=ELSEWHERE)
-    (found,) = [r for r in judge(evidence) if r.rule == "replay"]
-    assert (found.result == "pass") == (finite and error <= 0.02)
-
-
-def test_a_worker_whose_class_is_not_known_is_measured_not_believed() -> None:
-    evidence = replace(with_segment(HONEST, 2, state=sha("other"), distances=None), worker_environment=None)
-    assert decide(judge(evidence))[:2] == ("rejected", "replay")
-
-
 def test_a_false_class_does_not_hide_a_false_loss_in_a_segment_that_was_reproduced() -> None:
     start, stop = STEPS[2], STEPS[3]
     recomputed = column([LOSSES[start], *(0.9 * loss for loss in LOSSES[start + 1 : stop])])
@@ -116,7 +201,8 @@ def test_published_thresholds_accept_doing_nothing_and_so_do_not_decide() -> Non
     assert results["vmo"].result == "pass"
     assert results["replay-top-q"].result == "pass"
     assert results["replay"].result == "fail"
-    assert {r.rule for r in results.values() if r.weight is Weight.INFORMS} == {"replay-top-q", "vmo", "pev"}
+    informing = {"replay-top-q", "vmo", "pev", "provenance", "initialisation-ks"}
+    assert {r.rule for r in results.values() if r.weight is Weight.INFORMS} == informing
 
 
 def test_pev_is_the_papers_formula() -> None:

@@ -22,10 +22,9 @@ from labapex.errors import MalformedInput, TrainingFailed
 from labapex.proof import merkle
 from labapex.proof.capture import Capture, Memory
 from labapex.proof.clock import Reading
+from labapex.proof.image import FILE_TYPES
 from labapex.proof.restore import Restore
 from labapex.proof.state import (
-    _FILE_TYPES,
-    CHUNK,
     Buffers,
     State,
     distances,
@@ -33,6 +32,7 @@ from labapex.proof.state import (
     parameter_change,
     raw_bytes,
 )
+from labapex.proof.statefile import CHUNK
 from labapex.protocol.canonical import canonical
 
 Point = namedtuple("Point", "x y")
@@ -128,6 +128,16 @@ def test_aliases_stay_aliases() -> None:
     assert again["b"][0] == [1, 2]
     assert again["c"].held is again["a"]["x"]
     assert again["b"][1] is again["a"]["t"]
+
+
+def test_what_became_one_object_meanwhile_comes_back_as_two() -> None:
+    apart = {"a": [1.0], "b": [2.0], "s": torch.zeros(2), "t": torch.ones(2), "x": {"k": 1}, "y": {"k": 2}}
+    state = capture(apart)
+    values, tensor, table = [3.0], torch.full((2,), 3.0), {"k": 3}
+    back = restored(state, {"a": values, "b": values, "s": tensor, "t": tensor, "x": table, "y": table})
+    assert (back["a"], back["b"], back["x"], back["y"]) == ([1.0], [2.0], {"k": 1}, {"k": 2})
+    assert (back["s"].tolist(), back["t"].tolist()) == ([0, 0], [1, 1])
+    assert [id(back[name]) for name in "asx"] == [id(values), id(tensor), id(table)], "the first is filled in place"
 
 
 def test_an_object_that_holds_itself_is_captured_once() -> None:
@@ -257,9 +267,12 @@ def test_the_digest_is_that_of_the_plain_definition(variables: dict[str, Any]) -
     state = capture(variables)
     shapes = [[n, str(t.dtype), list(t.shape)] for n, t in sorted(state.tensors.items())]
     entries = [canonical({"structure": state.structure, "tensors": shapes, "parameters": state.parameters})]
-    for _, tensor in sorted(state.tensors.items()):
-        raw = tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+    for own in (True, False):
+        names = [n for n in state.tensors if (n in state.parameters) == own]
+        tensors = [state.tensors[n] for n in sorted(names, key=lambda n: (-state.tensors[n].element_size(), n))]
+        raw = b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in tensors if t.numel())
         entries += [raw[n : n + CHUNK] for n in range(0, len(raw), CHUNK)]
+    assert [merkle.leaf_hash(entry) for entry in entries] == state.tree()
     assert state.digest() == merkle.root(entries).hex()
 
 
@@ -286,7 +299,7 @@ def test_what_json_cannot_spell_has_no_digest(structure: dict[str, Any]) -> None
         State(structure).digest()
 
 
-@pytest.mark.parametrize("kind", _FILE_TYPES, ids=str)
+@pytest.mark.parametrize("kind", FILE_TYPES, ids=str)
 def test_a_state_file_is_plain_safetensors_for_every_type(kind: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "0.safetensors"
     tensors = {
