@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import struct
+from enum import StrEnum
+from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from labapex.protocol.canonical import Message
 from labapex.protocol.records import Console, Sample
@@ -14,20 +16,86 @@ from labapex.protocol.states import Fault, JobState
 from labapex.protocol.verdict import RuleResult
 
 
-class Login(Message):
+class Scope(StrEnum):
+    """What a token lets its program do. Others' things exist for none of them."""
+
+    JOBS_READ = "jobs:read"
+    JOBS_WRITE = "jobs:write"  # submit, which spends credit, and stop
+    WORKERS_WRITE = "workers:write"
+    BILLING_READ = "billing:read"
+    TOKENS_WRITE = "tokens:write"  # list and revoke; a token is made by a person alone
+
+
+MEANING = {
+    Scope.JOBS_READ: "see your jobs, and pull what they made",
+    Scope.JOBS_WRITE: "submit jobs, which spends your credit, and stop them",
+    Scope.WORKERS_WRITE: "enrol hosts in your name",
+    Scope.BILLING_READ: "see your balance and your receipts",
+    Scope.TOKENS_WRITE: "list your tokens and revoke them",
+}
+"""Each scope in words: what follows "it may"."""
+
+TOKEN_DAYS = 90
+MAX_TOKEN_DAYS = 365
+
+
+class TokenTerms(Message):
+    """What is asked of a new token."""
+
+    name: Annotated[str, StringConstraints(max_length=80)] = ""  # what it is for
+    scopes: tuple[Scope, ...] = Field(default=tuple(Scope), min_length=1, max_length=len(Scope))
+    days: int = Field(default=TOKEN_DAYS, ge=1, le=MAX_TOKEN_DAYS)
+
+
+class Login(TokenTerms):
     username: str = Field(max_length=150)
     password: str = Field(max_length=4096)
-    name: str = Field(default="", max_length=80)  # what the token is for
 
 
 class NewToken(Message):
     token: str  # shown once; the platform keeps its hash
+    username: str
+    scopes: tuple[Scope, ...]
+    expires_at: float
+
+
+class TokenView(Message):
+    """A token as its owner sees it: never its secret."""
+
+    id: int
+    name: str
+    prefix: str  # the first characters of the secret
+    scopes: tuple[Scope, ...]
+    created_at: float
+    last_used_at: float | None  # to the minute
+    expires_at: float | None
+
+
+class TokenPage(Message):
+    results: tuple[TokenView, ...]
+    next: str | None
+
+
+class DeviceCode(Message):
+    """A login that somebody has to allow in the portal (RFC 8628, 3.2). Times are seconds."""
+
+    device_code: str = Field(max_length=200)  # the program's own secret
+    user_code: str = Field(max_length=20)  # what is compared by eye
+    verification_uri: str = Field(max_length=2000)
+    verification_uri_complete: str = Field(max_length=2000)
+    expires_in: int = Field(ge=1)
+    interval: int = Field(ge=1)  # between two polls
+
+
+class DevicePoll(Message):
+    device_code: str = Field(max_length=200)
 
 
 class Me(Message):
     username: str
-    available: int  # micro-credits that are not held
-    held: int
+    available: int | None  # micro-credits that are not held; None without the scope billing:read
+    held: int | None
+    token: TokenView  # the one that asked
 
 
 class JobRequest(Message):
@@ -56,6 +124,7 @@ class JobView(Message):
     ended_at: float | None
     progress: Progress
     iterations_per_epoch: int | None
+    packages: tuple[str, ...] = ()  # "einops 0.8.1": what the script's requirements were locked to
     budget: int  # micro-credits, as are the next three
     cost: int
     paid: int
@@ -74,33 +143,45 @@ class JobPage(Message):
     next: str | None
 
 
+class HandoverView(Message):
+    """From `iteration` on another host trained: the one before was lost."""
+
+    iteration: int
+    before: str  # names of workers
+    after: str
+
+
 class Events(Message):
     """What is new of a job since a cursor. `losses` begin with iteration `first`; non-finite losses are None."""
 
     cursor: str  # hand it back to get what comes next
-    restarted: bool  # the cursor belonged to an earlier lease: forget its points
+    restarted: bool  # the cursor belonged to an earlier lease: forget its points, but for the first `kept`
+    kept: int = 0  # iterations that another host goes on behind
     job: JobView
     first: int
     losses: tuple[float | None, ...]
     samples: tuple[Sample, ...]
     console: tuple[Console, ...]
     rules: tuple[RuleResult, ...]
+    handovers: tuple[HandoverView, ...] = ()  # of the run that is shown, in order
 
 
 class Problem(Message):
-    """RFC 9457: every error of the API. `code` is stable, `detail` says what to do."""
+    """RFC 9457: every error of the API. `code` is stable, `detail` says what to do, `type` leads to what the code means."""
 
     type: str = "about:blank"
     title: str
     status: int
     detail: str
+    instance: str | None = None  # the path that was asked for
     code: str
-    errors: dict[str, Any] | None = None
+    errors: dict[str, str] | None = None  # by field, where fields of the body are wrong
 
 
 class EnrolmentCode(Message):
     code: str  # valid once, for a short time
     expires_at: float
+    root: str  # fingerprint of the platform's root key, for `labapex-worker enrol --root-key`
 
 
 class EnrolRequest(Message):
@@ -113,4 +194,35 @@ class EnrolRequest(Message):
 
 class EnrolReply(Message):
     worker: UUID
-    manifest_key: bytes = Field(min_length=32, max_length=32)  # pinned: the Ed25519 key that signs manifests
+
+
+class EarningsRequest(Message):
+    """A worker asks what it earned: signed by its own key, good for some minutes."""
+
+    worker: UUID
+    at: int = Field(ge=0, lt=2**40)  # Unix seconds, by the worker's clock
+    skip: int = Field(ge=0, lt=2**40)  # entries that it has already
+    signature: bytes = Field(min_length=64, max_length=64)  # Ed25519 over `earnings_bytes`
+
+
+class Earning(Message):
+    """One job of a worker that was judged and settled."""
+
+    job: UUID
+    name: str
+    verdict: Literal["verified", "rejected"]
+    verified_epochs: int = Field(ge=0)
+    paid: int = Field(ge=0)  # micro-credits
+    settled_at: float  # Unix time
+
+
+class Earnings(Message):
+    """A part of the list, oldest first."""
+
+    results: tuple[Earning, ...] = Field(max_length=1000)
+    total: int = Field(ge=0)  # entries of the whole list
+
+
+def earnings_bytes(*, worker: UUID, at: int, skip: int) -> bytes:
+    """What a worker signs to ask for its earnings."""
+    return struct.pack(">16s16sQQ", b"labapex-earned01", worker.bytes, at, skip)

@@ -46,7 +46,9 @@ def parse(model: type[M], data: bytes | str, *, limit: int) -> M:
 
 def explain(error: ValidationError) -> str:
     """The first complaints of a pydantic error on one line, without echoing the input."""
-    complaints = [
-        f"{'.'.join(map(str, e['loc'])) or 'document'}: {e['msg']}" for e in error.errors(include_input=False)
-    ]
-    return "; ".join(complaints[:3])
+    return "; ".join([f"{field}: {said}" for field, said in complaints(error).items()][:3])
+
+
+def complaints(error: ValidationError) -> dict[str, str]:
+    """What is wrong by field (`spec.epochs`), without echoing the input; of a document that is none, by `document`."""
+    return {".".join(map(str, e["loc"])) or "document": e["msg"] for e in error.errors(include_input=False)}

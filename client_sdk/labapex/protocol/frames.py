@@ -22,13 +22,17 @@ from uuid import UUID
 
 from pydantic import Field, TypeAdapter
 
-from labapex.protocol.canonical import Message
+from labapex.protocol.canonical import Digest, Message
 from labapex.protocol.contract import Environment
+from labapex.protocol.devices import MAX_DEVICES, Device, Observation
 from labapex.protocol.packing import unpack
+from labapex.trial import LARGEST
 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE = 1 << 20
 MAX_PAYLOAD = MAX_MESSAGE - 4096
+MAX_OBSERVATIONS = 64
+TRIAL_PART = 512 << 10
 
 Hash = Annotated[bytes, Field(min_length=32, max_length=32)]
 Seq = Annotated[int, Field(ge=0, lt=2**63)]
@@ -111,6 +115,7 @@ class KeyRequest(Message):
     hpke_key: Annotated[bytes, Field(min_length=32, max_length=32)]  # X25519 public key
     signing_key: Annotated[bytes, Field(min_length=32, max_length=32)]  # Ed25519 public key
     environment: Environment
+    torch_build: Digest | None = None  # `labapex.installed`: None where the host's torch was installed without a RECORD
 
 
 class KeyRelease(Message):
@@ -131,14 +136,26 @@ class Hello(Message):
     version: int = PROTOCOL_VERSION
     worker: UUID
     signature: Annotated[bytes, Field(min_length=64, max_length=64)]  # Ed25519 over `hello_bytes`
-    devices: tuple[Annotated[str, Field(max_length=200)], ...] = Field(default=(), max_length=64)
+    devices: tuple[Device, ...] = Field(default=(), max_length=MAX_DEVICES)
     leases: tuple[UUID, ...] = Field(default=(), max_length=64)
 
 
+Price = Annotated[int, Field(ge=1, le=10**12)]
+"""Micro-credits for a worker-hour: at most a million credits."""
+
+
 class Ready(Message):
-    """The agent has a free slot and wants work."""
+    """The agent has a free slot and wants work, at its owner's price; None: at the one that the platform has on record."""
 
     type: Literal["ready"] = "ready"
+    price_per_hour: Price | None = None
+
+
+class Paused(Message):
+    """The agent wants no work, and why; an earlier `Ready` no longer holds. What it has in hand it goes on with."""
+
+    type: Literal["paused"] = "paused"
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class Heartbeat(Message):
@@ -148,12 +165,45 @@ class Heartbeat(Message):
     leases: tuple[UUID, ...] = Field(default=(), max_length=64)
 
 
+class Observed(Message):
+    """What the agent itself sees of the GPU while it runs a lease. Not spooled: what the line loses is lost."""
+
+    type: Literal["observed"] = "observed"
+    lease: UUID
+    readings: tuple[Observation, ...] = Field(min_length=1, max_length=MAX_OBSERVATIONS)
+
+
 class Failed(Message):
     """The agent could not run a lease, or its executable ended before the log was complete."""
 
     type: Literal["failed"] = "failed"
     lease: UUID
     reason: Annotated[str, Field(max_length=2000)]
+
+
+class TrialReady(Message):
+    """The program that computes a speed trial is warm; or why it cannot be run."""
+
+    type: Literal["trial-ready"] = "trial-ready"
+    trial: UUID
+    problem: Annotated[str, Field(max_length=500)] = ""
+
+
+class TrialAnswer(Message):
+    """The digest of what the chain of the last seed came to."""
+
+    type: Literal["trial-answer"] = "trial-answer"
+    trial: UUID
+    digest: Hash
+
+
+class TrialPart(Message):
+    """A part of the result that was asked for, in order."""
+
+    type: Literal["trial-part"] = "trial-part"
+    trial: UUID
+    offset: Seq
+    data: Annotated[bytes, Field(min_length=1, max_length=TRIAL_PART)]
 
 
 # -- platform -> agent -------------------------------------------------------------------------------------------------
@@ -192,13 +242,56 @@ class Idle(Message):
     type: Literal["idle"] = "idle"
 
 
+class OpenChunks(Message):
+    """The challenge's first round, drawn after the last leaf was fixed: upload chunk `number` of the parameters of all these
+    leaves, each with its audit path (`labapex.proof.chunks`), as one file before the deadline."""
+
+    type: Literal["open-chunks"] = "open-chunks"
+    lease: UUID
+    number: Seq
+    indices: tuple[Seq, ...] = Field(max_length=100_000)
+    deadline: float  # Unix time
+
+
 class OpenStates(Message):
-    """The challenge, drawn after the last leaf was fixed: upload these states before the deadline."""
+    """A later round: upload these states before the deadline."""
 
     type: Literal["open-states"] = "open-states"
     lease: UUID
     indices: tuple[Seq, ...] = Field(max_length=100_000)
     deadline: float  # Unix time
+
+
+class TrialPrepare(Message):
+    """Get ready to compute `labapex.trial` chains of this size: start the program, load torch, warm the device up."""
+
+    type: Literal["trial-prepare"] = "trial-prepare"
+    trial: UUID
+    size: int = Field(ge=64, le=LARGEST, multiple_of=64)
+    rounds: int = Field(ge=1, le=100_000)
+
+
+class TrialBegin(Message):
+    """Compute the chain of this seed, now: the platform's clock runs until `TrialAnswer` is there."""
+
+    type: Literal["trial-begin"] = "trial-begin"
+    trial: UUID
+    seed: Hash
+
+
+class TrialShow(Message):
+    """Send what the digest of the so-manieth seed was made of."""
+
+    type: Literal["trial-show"] = "trial-show"
+    trial: UUID
+    number: int = Field(ge=0, le=255)
+
+
+class TrialOver(Message):
+    """Nothing more is asked; end the program."""
+
+    type: Literal["trial-over"] = "trial-over"
+    trial: UUID
 
 
 class Released(Message):
@@ -221,18 +314,47 @@ class Refusal(Message):
 
 FromExecutable = Annotated[Open | Data | Fin | KeyRequest, Field(discriminator="type")]
 ToExecutable = Annotated[Welcome | Ack | Nack | FinAck | KeyRelease | Refusal, Field(discriminator="type")]
-FromAgent = Annotated[Hello | Ready | Heartbeat | Failed | Open | Data | Fin | KeyRequest, Field(discriminator="type")]
-ToAgent = Annotated[
-    Nonce | Greeting | Grant | Idle | OpenStates | Released | Welcome | Ack | Nack | FinAck | KeyRelease | Refusal,
-    Field(discriminator="type"),
-]
+Said = (  # by an agent to the platform
+    Hello
+    | Ready
+    | Paused
+    | Heartbeat
+    | Observed
+    | Failed
+    | Open
+    | Data
+    | Fin
+    | KeyRequest
+    | TrialReady
+    | TrialAnswer
+    | TrialPart
+)
+FromAgent = Annotated[Said, Field(discriminator="type")]
+Told = (  # by the platform to an agent
+    Nonce
+    | Greeting
+    | Grant
+    | Idle
+    | OpenChunks
+    | OpenStates
+    | Released
+    | TrialPrepare
+    | TrialBegin
+    | TrialShow
+    | TrialOver
+    | Welcome
+    | Ack
+    | Nack
+    | FinAck
+    | KeyRelease
+    | Refusal
+)
+ToAgent = Annotated[Told, Field(discriminator="type")]
 
 _FROM_EXECUTABLE: TypeAdapter[Open | Data | Fin | KeyRequest] = TypeAdapter(FromExecutable)
 _TO_EXECUTABLE: TypeAdapter[Welcome | Ack | Nack | FinAck | KeyRelease | Refusal] = TypeAdapter(ToExecutable)
-_FROM_AGENT: TypeAdapter[Hello | Ready | Heartbeat | Failed | Open | Data | Fin | KeyRequest] = TypeAdapter(FromAgent)
-_TO_AGENT: TypeAdapter[
-    Nonce | Greeting | Grant | Idle | OpenStates | Released | Welcome | Ack | Nack | FinAck | KeyRelease | Refusal
-] = TypeAdapter(ToAgent)
+_FROM_AGENT: TypeAdapter[Said] = TypeAdapter(FromAgent)
+_TO_AGENT: TypeAdapter[Told] = TypeAdapter(ToAgent)
 
 
 def from_executable(data: bytes) -> Open | Data | Fin | KeyRequest:
@@ -243,13 +365,11 @@ def to_executable(data: bytes) -> Welcome | Ack | Nack | FinAck | KeyRelease | R
     return unpack(_TO_EXECUTABLE, data, limit=MAX_MESSAGE)
 
 
-def from_agent(data: bytes) -> Hello | Ready | Heartbeat | Failed | Open | Data | Fin | KeyRequest:
+def from_agent(data: bytes) -> Said:
     return unpack(_FROM_AGENT, data, limit=MAX_MESSAGE)
 
 
-def to_agent(
-    data: bytes,
-) -> Nonce | Greeting | Grant | Idle | OpenStates | Released | Welcome | Ack | Nack | FinAck | KeyRelease | Refusal:
+def to_agent(data: bytes) -> Told:
     return unpack(_TO_AGENT, data, limit=MAX_MESSAGE)
 
 

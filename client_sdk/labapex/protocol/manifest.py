@@ -9,14 +9,16 @@ index holds. So a job's executable is a concatenation, and packaging never touch
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from uuid import UUID
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from labapex.protocol.canonical import Digest, Message
 from labapex.protocol.contract import Contract
+from labapex.protocol.requirements import Lock
 from labapex.protocol.spec import BundlePath
+from labapex.protocol.trust import KeyId, SignedRelease
 
 MAX_MANIFEST = 4 << 20
 HexKey = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -33,13 +35,26 @@ class Manifest(Message):
     """What the platform signs (Ed25519 over its canonical JSON) for one lease and one worker."""
 
     format: Literal[1] = 1
-    runner: Digest  # of bootloader and archive, concatenated
+    key: KeyId  # of the manifest key that signs this
+    release: SignedRelease  # the runner: bootloader and archive, concatenated
     bootloader_size: int = Field(gt=0)
     archive_size: int = Field(gt=0)
     sections: tuple[Section, ...] = Field(min_length=1, max_length=8193)
     worker: UUID
     contract: Contract
+    requirements: Lock = Lock()  # the contract's; the host gets these wheels from the platform, beside this file
     expires_at: int = Field(ge=0)  # Unix time
+
+    @property
+    def runner(self) -> str:
+        """SHA-256 of bootloader and archive, concatenated."""
+        return self.release.release.digest
+
+    @model_validator(mode="after")
+    def _holds_what_was_released(self) -> Self:
+        if self.bootloader_size + self.archive_size != self.release.release.size:
+            raise ValueError("bootloader and archive have other sizes than the released runner")
+        return self
 
 
 class IndexEntry(Message):

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from labapex.errors import MalformedInput
 from labapex.protocol.canonical import Digest, Message, digest
+from labapex.protocol.devices import Throttle, Watts
 
 MAX_RECORDS = 4096
 MAX_CONSOLE = 64 * 1024
@@ -23,6 +24,12 @@ class Sample(Message):
     utilisation: float = Field(ge=0, le=100)  # percent
     memory: int = Field(ge=0)  # bytes in use
     memory_total: int = Field(ge=0)  # bytes
+    # What a GPU tells besides; None: it does not.
+    uuid: str | None = Field(default=None, max_length=80)
+    power: Watts | None = None
+    temperature: int | None = Field(default=None, ge=-273, le=1000)  # degrees Celsius
+    clock: int | None = Field(default=None, ge=0, le=100_000)  # of the multiprocessors, MHz
+    throttled: tuple[Throttle, ...] = Field(default=(), max_length=12)
 
 
 class Leaf(Message):
@@ -32,6 +39,10 @@ class Leaf(Message):
     step: int = Field(ge=0)
     state: Digest  # Merkle root over the state's entries
     size: int = Field(ge=0)  # bytes of the state file
+    chunks: int = Field(
+        ge=1, lt=2**40
+    )  # entries of the state's tree: the header, and what any of its chunks is shown with
+    settings: Digest  # of the hyper-parameters of all optimizers, as they are after `step` iterations
     update_norm: float | None = Field(ge=0, allow_inf_nan=False)  # l2 norm of the parameters' change; None: not finite
     batches: Digest  # of the batch index digests since the last leaf
     losses: Digest  # SHA-256 over the float64 losses since the last leaf

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 
 from labapex.errors import UsageError
 from labapex.protocol.canonical import Digest, Message, explain
+from labapex.protocol.requirements import MAX_REQUIREMENTS, RequirementLine
 
 CREDIT = 1_000_000
 """Micro-credits in a credit. Every amount on the wire and in the ledger is an integer of micro-credits."""
@@ -19,6 +20,9 @@ MAX_FILES = 4096
 MAX_CODE_BYTES = 16 * 2**20
 MAX_DATA_BYTES = 2 * 2**30  # a platform may set another limit; this one is refused before a byte is sent
 MAX_PATH_LENGTH = 400
+MAX_PARENTS = 16
+PARENTS = "parents"
+"""The folder of a run in which the models that it starts from lie, as `0.safetensors`, `1.safetensors` and so on."""
 
 
 def relative_path(text: str) -> str:
@@ -47,6 +51,11 @@ def micro_credits(value: Any) -> Any:
     return amount
 
 
+def one_or_many(value: Any) -> Any:
+    """A single name as a list of one, as people write it."""
+    return (value,) if isinstance(value, str) else value
+
+
 class JobSpec(Message):
     """A training job as its client describes it. Every field has a default but `script`, `epochs` and `budget`."""
 
@@ -54,6 +63,7 @@ class JobSpec(Message):
     script: BundlePath
     args: tuple[Annotated[str, StringConstraints(max_length=4096)], ...] = Field(default=(), max_length=256)
     data: BundlePath | None = None
+    requirements: tuple[RequirementLine, ...] = Field(default=(), max_length=MAX_REQUIREMENTS)
     epochs: int = Field(ge=1, le=100_000)
     iterations_per_epoch: int | None = Field(default=None, ge=1, le=100_000_000)
     checkpoint_every: int = Field(default=10, ge=1, le=1_000_000)
@@ -61,6 +71,15 @@ class JobSpec(Message):
     threads: int = Field(default=1, ge=1, le=256)
     audit_segments: int = Field(default=44, ge=1, le=1000)  # 99 % sure to meet a false one where one in ten is false
     top_q: int = Field(default=1, ge=0, le=100)
+    min_speed: float = Field(default=0.0, ge=0, le=1e9, allow_inf_nan=False)  # GFLOP/s that its worker has shown
+    start_from: Annotated[
+        tuple[Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH_LENGTH)], ...],
+        BeforeValidator(one_or_many),
+    ] = Field(
+        default=(), max_length=MAX_PARENTS
+    )  # own job, certificate's digest, or (before it is sent) a local folder
+    takeover: bool = True  # where a host is lost, another one goes on with the run instead of beginning anew
+    require_proven_start: bool = False  # refuse initial weights that neither the seed nor a certified model explains
 
     @field_validator("budget")
     @classmethod

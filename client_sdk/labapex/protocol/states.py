@@ -11,6 +11,7 @@ class JobState(StrEnum):
     QUEUED = "queued"  # waiting for a worker
     LEASED = "leased"  # promised to a worker that has not asked for its key yet
     RUNNING = "running"  # key released, training
+    RESUMING = "resuming"  # the host was lost; what it had done is replayed, so that another one may go on from there
     CHALLENGED = "challenged"  # training complete and committed; the worker uploads the opened states
     VERIFYING = "verifying"  # the opened segments are replayed
     SETTLING = "settling"  # verdict given; money moves
@@ -35,6 +36,7 @@ class LeaseState(StrEnum):
     SETTLED = "settled"  # end: verdict given and money moved
     EXPIRED = "expired"  # end: the worker fell silent
     FAILED = "failed"  # end: the worker reported that the executable failed
+    REJECTED = "rejected"  # end: the host was lost, and what it had done until then is false
 
 
 class Fault(StrEnum):

@@ -11,9 +11,18 @@ from pydantic import TypeAdapter
 from labapex.errors import MalformedInput
 from labapex.protocol import frames
 from labapex.protocol.contract import Environment
+from labapex.protocol.devices import Device
 from labapex.protocol.frames import FromAgent, ToAgent
 from labapex.protocol.packing import pack, unpack
 
+_devices = st.builds(
+    Device,
+    kind=st.sampled_from(["cuda", "cpu"]),
+    name=st.text(min_size=1, max_size=20),
+    memory=st.none() | st.integers(0, 2**53),
+    power_limit=st.none() | st.floats(0, 1000),
+    ecc=st.none() | st.booleans(),
+)
 _ENVIRONMENT = Environment(python="3.11.2", torch="2.13.0", device="cpu: EPYC", capability="AVX2", threads=1)
 _FROM_AGENT: TypeAdapter[FromAgent] = TypeAdapter(FromAgent)
 _TO_AGENT: TypeAdapter[ToAgent] = TypeAdapter(ToAgent)
@@ -45,7 +54,7 @@ from_agent = st.one_of(
         frames.Hello,
         worker=_leases,
         signature=st.binary(min_size=64, max_size=64),
-        devices=st.lists(st.text(max_size=20), max_size=3).map(tuple),
+        devices=st.lists(_devices, max_size=3).map(tuple),
         leases=st.lists(_leases, max_size=3).map(tuple),
     ),
     st.builds(frames.Ready),

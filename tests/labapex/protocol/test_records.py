@@ -33,7 +33,16 @@ def test_a_column_is_whole_floats_and_bounded(data: bytes) -> None:
 
 def test_a_leaf_is_bound_to_the_one_before() -> None:
     leaf = Leaf(
-        index=0, step=0, state="0" * 64, size=1, update_norm=None, batches="1" * 64, losses="2" * 64, prev="3" * 64
+        index=0,
+        step=0,
+        state="0" * 64,
+        size=1,
+        chunks=1,
+        settings="4" * 64,
+        update_norm=None,
+        batches="1" * 64,
+        losses="2" * 64,
+        prev="3" * 64,
     )
     other = leaf.model_copy(update={"prev": "4" * 64})
     assert leaf.digest() != other.digest()
