@@ -1,15 +1,17 @@
 """How a program that is not trusted is started: by the worker for jobs, by the platform for preflights and replays.
 
 The box is bubblewrap, run by an ordinary user: no network, no capabilities, its own processes, of the host's files only
-the system's programs and what is named, everything read-only but one folder. Nothing of the starter is inherited: no
-environment, no descriptors, no terminal.
+the system's programs and what is named, everything read-only but one folder, of the kernel's calls only those that
+`labapex.seccomp` lets through. Nothing of the starter is inherited: no environment, no descriptors, no terminal. What a
+program in it keeps from its own children is up to `labapex.landlock`, without which foreign code is refused, too, unless
+`LANDLOCK_SETTING` says otherwise.
 
-Root never runs bubblewrap: it would stay uid 0 and could write `/proc/sys`. Root drops to `SANDBOX_USER` first. That
-user often cannot even reach the named paths (a home is 0700), so they are first bound, by root in a private mount
-namespace, below `STAGE`, where bubblewrap picks them up. Where any of this cannot be had, the program is refused,
+Root never runs bubblewrap: it would stay uid 0 and could write `/proc/sys`. Root drops to `SANDBOX_USER` first
+(`labapex.drop`). That user often cannot even reach the named paths (a home is 0700), so they are first bound, by root in
+a private mount namespace, below `STAGE`, where bubblewrap picks them up. Where any of this cannot be had, the program is refused,
 unless `UNCONFINED_SETTING` says otherwise.
 
-Limits are per process (`setrlimit`); a limit on the sum over a job's processes needs cgroups and is not set here.
+Limits are per process (`setrlimit`), and on the sum over all processes, which `labapex.watch` adds up.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import platform
 import pwd
 import shutil
 import signal
@@ -30,11 +33,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from labapex import landlock, seccomp
 from labapex.errors import SandboxUnavailable
 
 log = logging.getLogger(__name__)
 
 UNCONFINED_SETTING = "LABAPEX_RUN_FOREIGN_CODE_WITHOUT_SANDBOX"
+LANDLOCK_SETTING = "LABAPEX_RUN_FOREIGN_CODE_WITHOUT_LANDLOCK"
 USER_SETTING = "LABAPEX_SANDBOX_USER"
 SANDBOX_USER = "nobody"
 STAGE = Path("/run/labapex-sandbox")
@@ -73,22 +78,27 @@ class Confinement:
     cpu_seconds: int | None = None  # of one process
     processes: int | None = None  # threads included; holds only in the sandbox
     file_bytes: int | None = None  # size of one file
+    total_memory_bytes: int | None = None  # of all processes together
+    disk_bytes: int | None = None  # of all files in `folder`
+    private: tuple[
+        tuple[Path, int], ...
+    ] = ()  # (folder in `folder`, its size): in memory alone, gone with the program; only in the sandbox
 
 
-def command(argv: Sequence[str], confinement: Confinement) -> list[str]:
-    """The command line that runs `argv` confined; run it with `confinement.environment`, or leave that to `popen`.
+def command(argv: Sequence[str], confinement: Confinement, calls: int) -> list[str]:
+    """The command line that runs `argv` confined, for `popen`; `calls` is the filter's descriptor, to be inherited.
 
     Raises `SandboxUnavailable` where no sandbox can be had and `UNCONFINED_SETTING` does not allow to go without."""
     missing = available()
     if missing is None:
-        return _boxed(argv, confinement)
+        return [*_watched(confinement, confined=True), *_boxed(argv, confinement, calls)]
     if os.environ.get(UNCONFINED_SETTING) != "1":
         raise SandboxUnavailable(
             f"foreign code may not run here, because no sandbox can be had: {missing}. "
             f"To run it WITHOUT any protection of this machine set {UNCONFINED_SETTING}=1"
         )
     log.warning("%s=1: running foreign code WITHOUT a sandbox (%s)", UNCONFINED_SETTING, missing)
-    return [*_limits(confinement, confined=False), *argv]
+    return [*_watched(confinement, confined=False), *_limits(confinement, confined=False), *argv]
 
 
 @functools.cache
@@ -100,7 +110,7 @@ def available() -> str | None:
         if _which(tool) is None:
             return f"{tool} is missing; install the package {package}"
     if os.geteuid() == 0:
-        for tool in ("unshare", "setpriv", "mount"):
+        for tool in ("unshare", "mount"):
             if _which(tool) is None:
                 return f"{tool} is missing; install the packages util-linux and mount"
         try:
@@ -108,16 +118,23 @@ def available() -> str | None:
                 return f"{USER_SETTING} names a user with root's rights; name an ordinary one"
         except KeyError as error:
             return f"there is no such user: {error}; name an existing one in {USER_SETTING}"
-    with tempfile.TemporaryDirectory(prefix="labapex-probe-") as name:
+    if seccomp.program(platform.machine()) is None:
+        return f"there is no filter of system calls for {platform.machine()}; use x86_64 or aarch64"
+    if landlock.version() == 0:
+        if os.environ.get(LANDLOCK_SETTING) != "1":
+            return f"{landlock.lacking()}; to go without set {LANDLOCK_SETTING}=1"
+        log.warning("%s=1: %s", LANDLOCK_SETTING, landlock.lacking())
+    with tempfile.TemporaryDirectory(prefix="labapex-probe-") as name, seccomp.descriptor(platform.machine()) as calls:
         folder = Path(name).resolve()
         if os.geteuid() == 0:
             hand_over(folder)
         try:
             probe = subprocess.run(
-                _boxed(["true"], Confinement(folder=folder, environment={"PATH": "/usr/bin:/bin"})),
+                _boxed(["true"], Confinement(folder=folder, environment={"PATH": "/usr/bin:/bin"}), calls),
                 env={"PATH": "/usr/bin:/bin"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
+                pass_fds=(calls,),
                 timeout=30,
                 check=False,
             )
@@ -137,17 +154,19 @@ def popen(
     The program dies with its parent, which is the THREAD that calls this. One that is to live on gets a `wrapper`: a
     command that runs outside of the sandbox, is given the confined command line as arguments and becomes its parent.
     Raises `SandboxUnavailable`."""
-    line = [*wrapper, *command(argv, confinement)]
-    if os.geteuid() == 0 and available() is None:
-        hand_over(confinement.folder)
-    return subprocess.Popen(
-        line,
-        env=dict(confinement.environment),
-        cwd=confinement.folder,
-        start_new_session=True,
-        umask=0o077,
-        **{"stdin": subprocess.DEVNULL, **pipes},
-    )
+    with seccomp.descriptor(platform.machine()) as calls:
+        line = [*wrapper, *command(argv, confinement, calls)]
+        if os.geteuid() == 0 and available() is None:
+            hand_over(confinement.folder)
+        return subprocess.Popen(
+            line,
+            env=dict(confinement.environment),
+            cwd=confinement.folder,
+            start_new_session=True,
+            umask=0o077,
+            pass_fds=(calls,),
+            **{"stdin": subprocess.DEVNULL, **pipes},
+        )
 
 
 def hand_over(folder: Path) -> None:
@@ -169,7 +188,7 @@ def kill_tree(process: subprocess.Popen[bytes]) -> None:
 
 def kill_group(pid: int) -> None:
     """`kill_tree` for a program whose starter is gone; `pid` is that of `popen`'s process, which must still live."""
-    doomed = {pid: _started(pid), **_descendants(pid)}
+    doomed = {pid: _started(pid), **descendants(pid)}
     try:
         os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -183,8 +202,13 @@ def kill_group(pid: int) -> None:
                 continue
         if time.monotonic() > give_up:
             raise SandboxUnavailable(f"processes {left} do not end when they are killed")
-        doomed.update(_descendants(pid))
+        doomed.update(descendants(pid))
         time.sleep(0.005)
+
+
+def most_memory() -> int:
+    """Nine tenths of this host's memory, in bytes: what programs may have that nobody limited otherwise."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 9 // 10
 
 
 def python_paths() -> tuple[Path, ...]:
@@ -198,13 +222,13 @@ def python_paths() -> tuple[Path, ...]:
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def _boxed(argv: Sequence[str], confinement: Confinement) -> list[str]:
+def _boxed(argv: Sequence[str], confinement: Confinement, calls: int) -> list[str]:
     bwrap, as_root = _tool("bwrap"), os.geteuid() == 0
     binds = _binds(confinement)
     sources = [source for _, source, _ in binds]
     line = [
         bwrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session",
-        "--hostname", "labapex", "--proc", "/proc", "--dev", "/dev",
+        "--hostname", "labapex", "--seccomp", str(calls), "--proc", "/proc", "--dev", "/dev",
     ]  # fmt: skip
     if confinement.memory_bytes is not None:
         line += ["--size", str(confinement.memory_bytes)]
@@ -214,6 +238,8 @@ def _boxed(argv: Sequence[str], confinement: Confinement) -> list[str]:
             line += ["--symlink", str(path.readlink()), name]
     for number, (option, source, place) in enumerate(binds):
         line += [option, str(STAGE / str(number)) if as_root else str(source), str(place)]
+    for place, size in confinement.private:
+        line += ["--size", str(size), "--perms", "0700", "--tmpfs", str(place)]
     line += ["--remount-ro", "/", "--chdir", str(confinement.folder), "--", *_limits(confinement, confined=True), *argv]
     if not as_root:
         return line
@@ -222,8 +248,7 @@ def _boxed(argv: Sequence[str], confinement: Confinement) -> list[str]:
     return [
         _tool("unshare"), "--mount", "--propagation", "private", "--",
         _tool("sh"), "-c", _STAGE_SCRIPT, str(STAGE), *map(str, sources), "--",
-        _tool("setpriv"), f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--inh-caps=-all", "--",
-        *line,
+        *_python("drop"), str(user.pw_uid), str(user.pw_gid), *line,
     ]  # fmt: skip
 
 
@@ -256,6 +281,25 @@ def _limits(confinement: Confinement, *, confined: bool) -> list[str]:
     }
     options = [f"--{name}={value}:{value}" for name, value in limits.items() if value is not None]
     return [_tool("prlimit"), *options, "--"]
+
+
+def _watched(confinement: Confinement, *, confined: bool) -> list[str]:
+    """The command that starts `labapex.watch`."""
+    line = [*_python("watch"), f"--folder={confinement.folder}"]
+    line += [f"--private={place}" for place, _ in confinement.private]
+    limits = {
+        "memory": confinement.total_memory_bytes,
+        "disk": confinement.disk_bytes,
+        "processes": confinement.processes if confined else None,
+    }
+    return [*line, *[f"--{name}={value}" for name, value in limits.items() if value is not None], "--"]
+
+
+def _python(module: str) -> list[str]:
+    """The command that starts a module of this package in this interpreter, whatever environment it is given."""
+    source = str(Path(landlock.__file__).parents[1])
+    start = f"import sys; sys.path.insert(0, {source!r}); from labapex import {module} as it; sys.exit(it.main(sys.argv[1:]))"
+    return [sys.executable, "-I", "-S", "-c", start]
 
 
 def _which(tool: str) -> str | None:
@@ -311,8 +355,8 @@ def _started(pid: int) -> int | None:
     return None if fields is None else int(fields[19])
 
 
-def _descendants(root: int) -> dict[int, int | None]:
-    """Children of children of a process, and the members of its session, with their start times."""
+def descendants(root: int) -> dict[int, int | None]:
+    """The children of a process and theirs, and the members of its session, with their start times."""
     parents, found = {}, {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and (fields := _stat(int(entry.name))) is not None:
