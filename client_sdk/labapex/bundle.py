@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from labapex.errors import UsageError
@@ -25,6 +25,7 @@ class LocalBundle:
 
     bundle: Bundle
     files: dict[str, Path]  # digest -> one file with this content
+    models: dict[str, Path] = field(default_factory=dict)  # the same of the models that it starts from
 
     @property
     def code_bytes(self) -> int:

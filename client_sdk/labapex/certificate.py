@@ -20,7 +20,7 @@ from labapex import sealing
 from labapex.errors import Tampered
 from labapex.protocol.canonical import Digest, Message, canonical, parse
 from labapex.protocol.contract import Environment
-from labapex.protocol.verdict import Weight
+from labapex.protocol.verdict import Origin, Weight
 from labapex.transparency import MAX_CHECKPOINT, Checkpoint, Inclusion, check_inclusion, decode, open_checkpoint
 
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
@@ -88,6 +88,7 @@ class Predicate(Message):
     contracted_at: float  # when code, data and seed were fixed: before that, nobody could know the result
     issued_at: float
     parents: tuple[Digest, ...] = Field(default=(), max_length=64)  # certificates of what it started from
+    origin: Origin
 
 
 class Statement(Message):

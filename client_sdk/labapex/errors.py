@@ -3,6 +3,7 @@
     LabApexError                        1   anything else that went wrong
     ├── UsageError                      2   the input is wrong: a flag, the YAML, a file
     ├── NotLoggedIn                     3   no token, or one that the platform does not accept
+    │   └── MissingScope                3   the token may not do this
     ├── NotFound                        4   no such job, or not yours
     ├── NotEnoughCredit                 5   the balance or the budget does not cover the job
     ├── PlatformUnreachable             6   no answer from the platform
@@ -10,6 +11,7 @@
     ├── NotFinished                   101   the job has no result yet
     ├── Cancelled                     103   the job was stopped by its owner
     ├── VerificationRejected          104   the verdict is "rejected"
+    ├── NotJudgeable                  105   there is no verdict: this host is of another class, and no line is on record
     ├── MalformedInput                  1   bytes from the other side do not follow the protocol
     │   └── Tampered                    1   a digest, tag or signature does not match
     └── SandboxUnavailable              1   foreign code may not run on this host
@@ -21,9 +23,10 @@ from __future__ import annotations
 
 
 class LabApexError(Exception):
-    """Base of all errors raised on purpose by this project."""
+    """Base of all errors raised on purpose by this project. `code` is the problem's, where the platform sent one."""
 
     exit_code = 1
+    code = ""
 
 
 class UsageError(LabApexError):
@@ -32,6 +35,10 @@ class UsageError(LabApexError):
 
 class NotLoggedIn(LabApexError):
     exit_code = 3
+
+
+class MissingScope(NotLoggedIn):
+    """The token is good, and was made for other things."""
 
 
 class NotFound(LabApexError):
@@ -60,6 +67,12 @@ class Cancelled(LabApexError):
 
 class VerificationRejected(LabApexError):
     exit_code = 104
+
+
+class NotJudgeable(LabApexError):
+    """Honest work differs between the worker's class of hosts and the verifier's, by how much nobody has measured."""
+
+    exit_code = 105
 
 
 class MalformedInput(LabApexError):

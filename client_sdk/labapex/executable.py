@@ -23,6 +23,7 @@ from labapex import sealing
 from labapex.errors import MalformedInput, Tampered
 from labapex.protocol.canonical import canonical, parse
 from labapex.protocol.manifest import MAX_MANIFEST, Index, Manifest, Section
+from labapex.trust import Trust
 
 MAX_INDEX = 16 << 20
 SIGNATURE_BYTES = 64
@@ -193,20 +194,15 @@ def _inspect(file: BinaryIO) -> Inspection:
     return Inspection(manifest, text, signature)
 
 
-def verify(path: Path, manifest_key: bytes, worker: UUID, now: float) -> Manifest:
-    """The manifest, if this file is byte for byte what the platform signed for this worker, and not expired.
+def verify(path: Path, trust: Trust, worker: UUID, now: float) -> Manifest:
+    """The manifest, if this file is byte for byte what the platform signed for this worker, and may be started now.
 
-    `manifest_key` is the pinned Ed25519 public key, `now` Unix time. Streams the file once in constant memory. Raises
+    `trust` says which keys and runners count, `now` is Unix time. Streams the file once in constant memory. Raises
     `MalformedInput` or its subclass `Tampered`; the file must then not be started.
     """
     with path.open("rb") as file:
         found = _inspect(file)
-        sealing.verify(manifest_key, found.canonical_text, found.signature)  # before anything else in it is believed
-        manifest = found.manifest
-        if manifest.worker != worker:
-            raise Tampered(f"this executable was made for worker {manifest.worker}")
-        if not now < manifest.expires_at:  # a clock that says NaN is late
-            raise Tampered("this executable has expired; ask the platform for a new lease")
+        manifest = authorised(found, trust, worker, now)  # before anything else in it is believed
         file.seek(0)
         runner = hashlib.sha256()
         _digest(file, manifest.bootloader_size, runner)
@@ -220,6 +216,20 @@ def verify(path: Path, manifest_key: bytes, worker: UUID, now: float) -> Manifes
         if not hmac.compare_digest(runner.hexdigest(), manifest.runner):
             raise Tampered("the runner is not what the platform signed; fetch the executable again")
         return manifest
+
+
+def authorised(found: Inspection, trust: Trust, worker: UUID, now: float) -> Manifest:
+    """The manifest, if it is signed for this worker and may be acted on now; of the file's other bytes nothing is looked at.
+
+    Raises `Tampered`, or `NotTrusted` where a key or the runner does not count."""
+    manifest = found.manifest
+    trust.verify(found.canonical_text, found.signature, key=manifest.key, role="manifest", now=now)
+    if manifest.worker != worker:
+        raise Tampered(f"this executable was made for worker {manifest.worker}")
+    if not now < manifest.expires_at:  # a clock that says NaN is late
+        raise Tampered("this executable has expired; ask the platform for a new lease")
+    trust.release(manifest.release, "runner", now)
+    return manifest
 
 
 def _digest(file: BinaryIO, size: int, into: hashlib._Hash) -> None:

@@ -18,7 +18,7 @@ import secrets
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self
 from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -80,27 +80,51 @@ def sealed_size(size: int) -> int:
 def seal_stream(src: Reader, dst: Writer, key: bytes) -> Sealed:
     """Seal everything that `src` gives into `dst` under `key`; memory stays at a few segments."""
     header = _MAGIC + secrets.token_bytes(_SALT_BYTES)
-    cipher = _stream_cipher(key, header)
     dst.write(header)
-    counter = 0
     with _Digests(header) as digests:
-        segment = _read_up_to(src, SEGMENT_BYTES)
-        while True:
-            following = _read_up_to(src, SEGMENT_BYTES) if len(segment) == SEGMENT_BYTES else b""
-            box = cipher.encrypt(_nonce(counter, last=not following), segment, None)
-            digests.update(segment, box)
-            dst.write(box)
-            counter += 1
-            if not following:
-                return digests.result()
-            segment = following
+        return _seal(src, dst, _stream_cipher(key, header), digests, 0)
+
+
+def sealed_so_far(size: int) -> int:
+    """The bytes of plaintext in the whole segments of an unfinished sealed stream of `size` bytes."""
+    return max(0, size - HEADER_BYTES) // (SEGMENT_BYTES + TAG_BYTES) * SEGMENT_BYTES
+
+
+def seal_on(src: Reader, begun: BinaryIO, key: bytes) -> Sealed:
+    """Go on with what an interrupted `seal_stream` left in `begun`; `src` begins at `sealed_so_far` of its size.
+
+    What is there is opened and digested again, so that the result speaks of the whole stream. Raises `Tampered` where it
+    does not open. A torn segment at the end is sealed anew under the same nonce: it is the same plaintext unless whoever
+    sends it lies to himself, and then the digest of the whole will not be the announced one.
+    """
+    whole = sealed_so_far(begun.seek(0, io.SEEK_END)) // SEGMENT_BYTES
+    begun.seek(0)
+    header = _header(begun)
+    cipher = _stream_cipher(key, header)
+    with _Digests(header) as digests:
+        for counter in range(whole):
+            box = _read_up_to(begun, SEGMENT_BYTES + TAG_BYTES)
+            digests.update(_decrypted(cipher, counter, box, last=False), box)
+        begun.truncate()
+        return _seal(src, begun, cipher, digests, whole)
+
+
+def _seal(src: Reader, dst: Writer, cipher: AESGCM, digests: _Digests, counter: int) -> Sealed:
+    segment = _read_up_to(src, SEGMENT_BYTES)
+    while True:
+        following = _read_up_to(src, SEGMENT_BYTES) if len(segment) == SEGMENT_BYTES else b""
+        box = cipher.encrypt(_nonce(counter, last=not following), segment, None)
+        digests.update(segment, box)
+        dst.write(box)
+        counter += 1
+        if not following:
+            return digests.result()
+        segment = following
 
 
 def open_stream(src: Reader, dst: Writer, key: bytes) -> Sealed:
     """Open what `seal_stream` wrote. Raises `Tampered`; what `dst` got by then is authentic but incomplete."""
-    header = _read_up_to(src, HEADER_BYTES)
-    if len(header) != HEADER_BYTES or not header.startswith(_MAGIC):
-        raise Tampered("not a sealed stream; fetch the file again")
+    header = _header(src)
     cipher = _stream_cipher(key, header)
     box_bytes = SEGMENT_BYTES + TAG_BYTES
     counter = 0
@@ -110,16 +134,27 @@ def open_stream(src: Reader, dst: Writer, key: bytes) -> Sealed:
             following = _read_up_to(src, box_bytes) if len(box) == box_bytes else b""
             if counter and len(box) <= TAG_BYTES:
                 raise Tampered("a sealed stream ends with an empty segment; fetch the file again")
-            try:
-                segment = cipher.decrypt(_nonce(counter, last=not following), box, None)
-            except InvalidTag:
-                raise Tampered("a sealed stream does not open: altered, cut, or sealed under another key") from None
+            segment = _decrypted(cipher, counter, box, last=not following)
             digests.update(segment, box)
             dst.write(segment)
             counter += 1
             if not following:
                 return digests.result()
             box = following
+
+
+def _header(src: Reader) -> bytes:
+    header = _read_up_to(src, HEADER_BYTES)
+    if len(header) != HEADER_BYTES or not header.startswith(_MAGIC):
+        raise Tampered("not a sealed stream; fetch the file again")
+    return header
+
+
+def _decrypted(cipher: AESGCM, counter: int, box: bytes, *, last: bool) -> bytes:
+    try:
+        return cipher.decrypt(_nonce(counter, last=last), box, None)
+    except InvalidTag:
+        raise Tampered("a sealed stream does not open: altered, cut, or sealed under another key") from None
 
 
 class _Digests:

@@ -22,7 +22,7 @@ from labapex.certificate import (
 )
 from labapex.proof import merkle
 from labapex.protocol.contract import Environment
-from labapex.protocol.verdict import Weight
+from labapex.protocol.verdict import Origin, Weight
 from labapex.sealing import public_signing_key
 from labapex.transparency import Consistency, Inclusion, sign_checkpoint
 
@@ -58,6 +58,7 @@ def a_statement(
         "cost": CertifiedCost(
             paid=750_000, train_seconds=10.25, verify_seconds=1.5, opened_bytes=2048, all_checkpoint_bytes=1 << 20
         ),
+        "origin": Origin(tensors=4, unproven=0, success=1.0, formula="1 (all 4 segments)"),
         "contracted_at": 1_790_000_000.0,
         "issued_at": 1_790_000_600.5,
     } | stated

@@ -19,6 +19,8 @@ from tests.labapex.certified import MemoryLog, a_statement
 
 from labapex.certificate import CertificateBundle, Envelope, PlatformKeys
 from labapex.protocol.api import (
+    DeviceCode,
+    DevicePoll,
     EnrolmentCode,
     Events,
     JobPage,
@@ -29,12 +31,15 @@ from labapex.protocol.api import (
     NewToken,
     Problem,
     Progress,
+    Scope,
+    TokenTerms,
+    TokenView,
 )
 from labapex.protocol.canonical import Message, canonical, digest
 from labapex.protocol.records import Console, Sample
 from labapex.protocol.spec import JobSpec
 from labapex.protocol.states import Fault, JobState
-from labapex.protocol.verdict import Cost, Receipt, RuleResult, SignedVerdict, Verdict, Weight
+from labapex.protocol.verdict import Cost, Origin, Receipt, RuleResult, SignedVerdict, Verdict, Weight
 from labapex.transparency import Head
 
 URL = "https://apex.test"
@@ -101,6 +106,10 @@ class MemoryPlatform:
     by_key: dict[str, UUID] = field(default_factory=dict)
     faults: deque[Callable[[httpx.Request], httpx.Response] | None] = field(default_factory=deque)
     seen: list[str] = field(default_factory=list)
+    begun: dict[str, bytes] = field(default_factory=dict)  # what came of uploads that broke off
+    words: deque[str] = field(default_factory=deque)  # what polls of a device login are told before "allow"
+    asked: TokenTerms = field(default_factory=TokenTerms)
+    revoked: bool = False
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     log: MemoryLog = field(default_factory=MemoryLog)
     entered: dict[UUID, tuple[int, Envelope]] = field(default_factory=dict)  # certificates by job
@@ -119,11 +128,20 @@ class MemoryPlatform:
         if self.faults and (fault := self.faults.popleft()):
             return fault(request)
         parts = path.strip("/").split("/")
-        if parts == ["tokens"]:
+        if parts == ["login"]:
             login = Login.model_validate_json(request.content)
             if (login.username, login.password) != ("ada", "secret"):
                 return problem(401, "not-logged-in", "wrong user name or password")
-            return reply(NewToken(token=TOKEN), 201)
+            return reply(new_token(login.scopes), 201)
+        if parts == ["login", "device"]:
+            self.asked = TokenTerms.model_validate_json(request.content)
+            return reply(DEVICE, 201)
+        if parts == ["login", "device", "token"]:
+            assert DevicePoll.model_validate_json(request.content).device_code == DEVICE.device_code
+            word = self.words.popleft() if self.words else "allow"
+            if word == "allow":
+                return reply(new_token(self.asked.scopes), 201)
+            return problem(400, word, f"the login is {word}")
         if parts == ["keys", "verdict"]:  # anyone may check a verdict
             encoded = base64.b64encode(self.public_key).decode()
             return httpx.Response(200, json={"key_id": "k1", "public_key": encoded})
@@ -131,13 +149,16 @@ class MemoryPlatform:
             return reply(self.platform_keys)
         if parts[0] == "transparency":  # nor has one to log in to see the log
             return self._log(parts[1], {name: int(value) for name, value in request.url.params.items()})
-        if request.headers.get("Authorization") != f"Token {TOKEN}":
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}" or self.revoked:
             return problem(401, "not-logged-in", "unknown token")
         match parts:
             case ["me"]:
-                return reply(Me(username="ada", available=self.available, held=0))
+                return reply(Me(username="ada", available=self.available, held=0, token=TOKEN_VIEW))
+            case ["tokens", "current"]:
+                self.revoked = True
+                return httpx.Response(204)
             case ["enrolments"]:
-                return reply(EnrolmentCode(code="ABCD-EFGH", expires_at=1e9), 201)
+                return reply(EnrolmentCode(code="ABCD-EFGH", expires_at=1e9, root="ab12"), 201)
             case ["blobs", digest]:
                 return self._blob(request, digest)
             case ["jobs"] if request.method == "POST":
@@ -172,13 +193,21 @@ class MemoryPlatform:
         return self.log.bundle(*self.entered[job.id])
 
     def _blob(self, request: httpx.Request, digest: str) -> httpx.Response:
+        begun = self.begun.get(digest, b"")
         if request.method == "HEAD":
-            return httpx.Response(200 if digest in self.blobs else 404)
+            headers = {"Upload-Offset": str(len(begun))}
+            return httpx.Response(200) if digest in self.blobs else httpx.Response(404, headers=headers)
         if int(request.headers["Content-Length"]) != len(request.content):
             return problem(400, "invalid", "the body has another length than stated")
-        if hashlib.sha256(request.content).hexdigest() != digest:
+        content = request.content
+        if "Content-Range" in request.headers:
+            first = len(begun)
+            last = first + len(content) - 1
+            assert request.headers["Content-Range"] == f"bytes {first}-{last}/{last + 1}"
+            content = begun + content
+        if hashlib.sha256(content).hexdigest() != digest:
             return problem(422, "digest-mismatch", "the bytes have another digest")
-        self.blobs[digest] = request.content
+        self.blobs[digest] = content
         return httpx.Response(201)
 
     def _submit(self, request: httpx.Request) -> httpx.Response:
@@ -325,6 +354,7 @@ class MemoryPlatform:
             rules=tuple(rules),
             replay_max_error=0.31 if failed else 0.0,
             detection="a share of 10 % bad segments is caught with 99 %",
+            origin=Origin(tensors=4, unproven=0, success=1.0, formula="1 (all 4 segments)"),
             contract="a" * 64,
             proof_root="b" * 64,
             weights=None if failed else hashlib.sha256(self.weights).hexdigest(),
@@ -341,6 +371,29 @@ class MemoryPlatform:
             issued_at=2000.0,
         )
         return SignedVerdict(verdict=document, key_id="k1", signature=self.key.sign(canonical(document)))
+
+
+DEVICE = DeviceCode(
+    device_code="a device's own secret",
+    user_code="WDJB-MJHT",
+    verification_uri=f"{URL}/device/",
+    verification_uri_complete=f"{URL}/device/?code=WDJB-MJHT",
+    expires_in=600,
+    interval=5,
+)
+TOKEN_VIEW = TokenView(
+    id=7,
+    name="laptop",
+    prefix="tok-1234",
+    scopes=tuple(Scope),
+    created_at=1_000.0,
+    last_used_at=None,
+    expires_at=1_790_000_000.0,
+)
+
+
+def new_token(scopes: tuple[Scope, ...]) -> NewToken:
+    return NewToken(token=TOKEN, username="ada", scopes=scopes, expires_at=1_790_000_000.0)
 
 
 def reply(model: Message, status: int = 200) -> httpx.Response:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import UUID
@@ -31,6 +32,7 @@ from labapex.client.connection import ATTEMPTS
 from labapex.errors import (
     LabApexError,
     MalformedInput,
+    MissingScope,
     NotEnoughCredit,
     NotFinished,
     NotFound,
@@ -200,6 +202,24 @@ def test_what_may_be_repeated_is_repeated_with_growing_pauses(
     assert sleeps == [0.25, 0.5, 7.0]  # the last one is what Retry-After asked for
 
 
+def test_a_date_in_retry_after_is_understood(platform: MemoryPlatform, user_home: Path, sleeps: list[float]) -> None:
+    date = "Fri, 20 Nov 2026 12:00:07 GMT"
+    platform.faults.append(lambda request: httpx.Response(429, headers={"Retry-After": date}))
+    now = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC).timestamp()
+    client = Client(URL, TOKEN, transport=platform.transport, sleep=sleeps.append, now=lambda: now)
+    client.me()
+    assert sleeps == [7.0]
+
+
+def test_who_is_told_to_come_again_in_an_hour_is_told_so(
+    platform: MemoryPlatform, client: Client, sleeps: list[float]
+) -> None:
+    platform.faults.append(lambda request: problem(429, "throttled", "too many requests", **{"Retry-After": "3600"}))
+    with pytest.raises(LabApexError, match="too many requests"):
+        client.me()
+    assert sleeps == []
+
+
 def test_patience_ends_and_says_who_did_not_answer(platform: MemoryPlatform, client: Client) -> None:
     platform.faults.extend([unreachable] * ATTEMPTS)
     with pytest.raises(PlatformUnreachable, match=r"https://apex\.test does not answer \(connection refused\)"):
@@ -303,6 +323,55 @@ def test_an_upload_that_broke_off_is_sent_again_from_its_beginning(
     platform.faults.extend([None, broken])  # the first HEAD passes, the first PUT breaks
     client.submit(SPEC, job_folder)
     assert len(platform.jobs) == 1
+
+
+def test_an_upload_goes_on_where_it_broke_off_and_says_how_far_it_is(
+    platform: MemoryPlatform, client: Client, job_folder: Path
+) -> None:
+    """Also where the process that began it is gone: what is on the platform is all that matters."""
+    content = (job_folder / "data" / "digits.npz").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    platform.begun[digest] = content[:6000]
+    told: list[int] = []
+    client.submit(SPEC, job_folder, lambda done, total: told.append(done))
+    assert platform.blobs[digest] == content
+    assert told == sorted(told)
+
+
+def test_a_long_upload_lasts_as_long_as_each_attempt_gets_further(
+    platform: MemoryPlatform, user_home: Path, job_folder: Path
+) -> None:
+    content = (job_folder / "data" / "digits.npz").read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    handle = platform.handle
+
+    def lossy(request: httpx.Request) -> httpx.Response:
+        begun = len(platform.begun.get(digest, b""))
+        if request.method == "PUT" and digest in request.url.path and begun < 9000:
+            platform.begun[digest] = content[: begun + 500]
+            return broken(request)
+        return handle(request)
+
+    client = Client(URL, TOKEN, transport=httpx.MockTransport(lossy), sleep=lambda s: None)
+    client.submit(SPEC, job_folder)
+    assert platform.blobs[digest] == content
+
+
+def test_an_upload_that_gets_no_further_is_given_up(
+    platform: MemoryPlatform, user_home: Path, job_folder: Path
+) -> None:
+    puts: list[str] = []
+
+    def stuck(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            puts.append(request.url.path)
+            return broken(request)
+        return platform.handle(request)
+
+    client = Client(URL, TOKEN, transport=httpx.MockTransport(stuck), sleep=lambda s: None)
+    with pytest.raises(PlatformUnreachable):
+        client.submit(SPEC, job_folder)
+    assert len(puts) == 2 * ATTEMPTS
 
 
 def test_files_with_the_same_content_are_sent_once(platform: MemoryPlatform, client: Client, job_folder: Path) -> None:
@@ -476,6 +545,27 @@ def test_a_rejected_job_has_nothing_to_pull(platform: MemoryPlatform, client: Cl
 def test_a_job_that_goes_on_has_no_verdict_yet(platform: MemoryPlatform, client: Client) -> None:
     with pytest.raises(NotFinished):
         client.verdict(platform.add(SPEC).id)
+
+
+def test_a_device_login_asks_slower_when_it_is_told_to(
+    platform: MemoryPlatform, client: Client, sleeps: list[float]
+) -> None:
+    platform.words.extend(["authorization-pending", "slow-down", "slow-down"])
+    assert client.await_login(client.begin_login("laptop")).token == TOKEN
+    assert sleeps == [5.0, 5.0, 10.0, 15.0]
+
+
+def test_a_device_login_that_nobody_answers_ends(platform: MemoryPlatform, client: Client) -> None:
+    platform.words.extend(["authorization-pending"] * 1000)
+    with pytest.raises(NotLoggedIn, match="in time"):
+        client.await_login(client.begin_login())
+
+
+def test_a_token_for_other_things_says_which_scope_is_missing(platform: MemoryPlatform, client: Client) -> None:
+    platform.faults.append(lambda request: problem(403, "missing-scope", "this needs the scope jobs:write"))
+    with pytest.raises(MissingScope, match="jobs:write") as caught:
+        client.me()
+    assert caught.value.code == "missing-scope"
 
 
 def test_an_enrolment_code_is_asked_for_once(platform: MemoryPlatform, client: Client) -> None:

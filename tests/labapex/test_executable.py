@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.labapex.authority import Authority
 from tests.labapex_runner.jobs import Made, fake_runner, make
 
 from labapex import executable, sealing
@@ -25,7 +26,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 
 def check(made: Made, path: Path | None = None) -> None:
-    assert executable.verify(path or made.path, made.manifest_key, made.worker, NOW) == made.manifest
+    assert executable.verify(path or made.path, made.trust, made.worker, NOW) == made.manifest
 
 
 def test_what_the_platform_signed_is_accepted_and_unpacks_to_the_files(made: Made, tmp_path: Path) -> None:
@@ -64,12 +65,11 @@ def test_no_other_bytes_are_accepted(made: Made, tmp_path_factory: pytest.TempPa
 
 
 def test_another_key_another_worker_or_a_late_hour_is_refused(made: Made) -> None:
-    key = sealing.new_signing_keys()[1]
     for arguments in (
-        (key, made.worker, NOW),
-        (made.manifest_key, uuid4(), NOW),
-        (made.manifest_key, made.worker, made.manifest.expires_at),
-        (made.manifest_key, made.worker, float("nan")),
+        (Authority().trust, made.worker, NOW),
+        (made.trust, uuid4(), NOW),
+        (made.trust, made.worker, made.manifest.expires_at),
+        (made.trust, made.worker, float("nan")),
     ):
         with pytest.raises(Tampered):
             executable.verify(made.path, *arguments)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,13 +197,13 @@ def read(path: Path) -> bytes:
 @pytest.mark.parametrize("folder", ["relative", "/", "/usr"])
 def test_a_folder_that_is_the_hosts_own_is_refused(folder: str) -> None:
     with pytest.raises(SandboxUnavailable, match="folder of its own"):
-        sandbox.command(["true"], Confinement(folder=Path(folder)))
+        sandbox.popen(["true"], Confinement(folder=Path(folder)))
 
 
 @confined
 def test_a_path_that_does_not_exist_is_named(box: Confinement) -> None:
     with pytest.raises(SandboxUnavailable, match="/no/such/path"):
-        sandbox.command(["true"], Confinement(folder=box.folder, read_only=(Path("/no/such/path"),)))
+        sandbox.popen(["true"], Confinement(folder=box.folder, read_only=(Path("/no/such/path"),)))
 
 
 @confined
@@ -213,11 +214,19 @@ def test_root_drops_to_an_ordinary_user_before_bubblewrap_and_gives_it_the_folde
     outside = tmp_path / "outside"
     outside.write_text("root's")
     (box.folder / "link").symlink_to(outside)
-    line = sandbox.command(["true"], box)
-    assert line.index(next(part for part in line if part.startswith("--reuid="))) < line.index(
-        next(part for part in line if part.endswith("/bwrap"))
-    )
-    assert run(["true"], box)[0] == 0
+    process = sandbox.popen(["sh", "-c", "echo; exec cat"], box, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    try:
+        users = {
+            (proc / "comm").read_text().strip(): proc.stat().st_uid
+            for proc in (Path(f"/proc/{pid}") for pid in sandbox.descendants(process.pid))
+        }
+    finally:
+        sandbox.kill_tree(process)
+        process.communicate()
+    assert {"bwrap", "cat"} <= users.keys()
+    assert 0 not in (users["bwrap"], users["cat"])
     assert box.folder.stat().st_uid != 0
     assert outside.stat().st_uid == 0
 
@@ -240,3 +249,14 @@ def test_without_a_sandbox_foreign_code_is_refused_with_the_remedy_unless_the_se
         assert "WITHOUT a sandbox" in caplog.text
     finally:
         sandbox.available.cache_clear()
+
+
+@confined
+def test_a_private_folder_lies_in_memory_of_its_size_and_never_reaches_the_disk(box: Confinement) -> None:
+    place = box.folder / "mine"
+    box = replace(box, private=((place, 1 << 20),))
+    script = f"cd {place}; echo secret > file; cat file; head -c 2000000 /dev/zero > large || stat -c %a ."
+    code, out, err = run(["sh", "-c", script], box)
+    assert (code, out) == (0, "secret\n700\n")
+    assert "No space left" in err
+    assert list(place.iterdir()) == []

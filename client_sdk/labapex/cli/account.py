@@ -4,59 +4,103 @@ from __future__ import annotations
 
 import platform
 import sys
+from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 
 from labapex.cli.options import JsonOption, UrlOption, connect
-from labapex.cli.output import credits, print_json, say
+from labapex.cli.output import credits, one_line, print_json, say
 from labapex.client import credentials
-from labapex.errors import NotLoggedIn, UsageError
+from labapex.errors import LabApexError, NotLoggedIn, UsageError
+from labapex.protocol.api import Scope, TokenView
 
 _MAX_PASSWORD = 4096
 
 
 def login(
     url: UrlOption = None,
-    username: Annotated[str | None, typer.Option(help="Your user name; asked for where it is missing.")] = None,
+    username: Annotated[
+        str | None, typer.Option(help="Log in by password instead of the browser; it is asked for.")
+    ] = None,
     password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="What the token may do; may be repeated. Default: everything.")
+    ] = None,
 ) -> None:
-    """Make a token with your password and keep it on this machine, readable by you alone."""
+    """Log this machine in: confirm a code in the portal. The token is kept here, readable by you alone."""
     client = connect(url)
-    if not username:
-        if password_stdin:
-            raise UsageError("--password-stdin needs --username too")
-        username = str(typer.prompt("Username", err=True))
-    if password_stdin:
+    name, scopes = f"labapex on {platform.node()}"[:80], tuple(scope or Scope)
+    if password_stdin and not username:
+        raise UsageError("--password-stdin needs --username too")
+    if username:
+        new = client.login(username, _password(password_stdin), name, scopes)
+    else:
+        code = client.begin_login(name, scopes)
+        say(f"Open {one_line(code.verification_uri_complete)}")
+        say(f"and allow this login there if the page shows the code {one_line(code.user_code)}. Waiting ...")
+        new = client.await_login(code)
+    logins = credentials.load()
+    entry = credentials.Login(username=new.username, token=new.token)
+    credentials.save(credentials.Logins(current=client.url, platforms={**logins.platforms, client.url: entry}))
+    say(f"Logged in to {client.url} as {one_line(new.username)}; the token is kept in {credentials.path()}")
+
+
+def _password(from_stdin: bool) -> str:
+    if from_stdin:
         password = sys.stdin.readline(_MAX_PASSWORD + 2).rstrip("\r\n")
     else:
         password = str(typer.prompt("Password", hide_input=True, err=True))
     if not password or len(password) > _MAX_PASSWORD:
         raise UsageError("a password of 1 to 4096 characters is needed")
-    new = client.login(username, password, f"labapex on {platform.node()}"[:80])
-    logins = credentials.load()
-    entry = credentials.Login(username=username, token=new.token)
-    credentials.save(credentials.Logins(current=client.url, platforms={**logins.platforms, client.url: entry}))
-    say(f"Logged in to {client.url} as {username}; the token is kept in {credentials.path()}")
+    return password
 
 
 def logout(url: UrlOption = None) -> None:
-    """Forget this machine's token. It stays valid elsewhere until it is revoked on the platform."""
+    """Revoke this machine's token, and forget it."""
     logins = credentials.load()
     address = credentials.normal_url(url) if url else logins.current
     if address is None or address not in logins.platforms:
         raise NotLoggedIn(f"there is no stored login{f' for {address}' if address else ''}")
+    revoked = _revoke(address, logins.platforms[address].token)
     rest = {platform: entry for platform, entry in logins.platforms.items() if platform != address}
     credentials.save(credentials.Logins(current=next(iter(rest), None), platforms=rest))
-    say(f"Forgot the token for {address}. To make it void everywhere, revoke it on the platform.")
+    say(f"Forgot the token for {address}; {revoked}")
+
+
+def _revoke(address: str, token: str) -> str:
+    """What became of the token at the platform, in words."""
+    try:
+        with connect(address, token) as client:
+            client.logout()
+    except NotLoggedIn:
+        return "it opened nothing any more"
+    except LabApexError as error:
+        return f"it could not be revoked ({error}): do so on the portal's page Tokens"
+    return "it opens nothing any more"
 
 
 def whoami(url: UrlOption = None, json: JsonOption = False) -> None:
-    """Your name and your balance."""
+    """Your name, your balance, and what the token may do."""
     client = connect(url)
     me = client.me()
     if json:
         print_json(me)
     else:
         typer.echo(f"{me.username} at {client.url}")
-        typer.echo(f"{credits(me.available)} credits available, {credits(me.held)} held")
+        if me.available is not None and me.held is not None:
+            typer.echo(f"{credits(me.available)} credits available, {credits(me.held)} held")
+        typer.echo(f"token {_described(me.token)}")
+
+
+def _described(token: TokenView) -> str:
+    until = "without an end" if token.expires_at is None else f"until {_day(token.expires_at)}"
+    scopes = "everything" if set(token.scopes) == set(Scope) else ", ".join(token.scopes)
+    return one_line(f"'{token.name}' ({token.prefix}…), {until}: {scopes}")
+
+
+def _day(at: float) -> str:
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")
+    except (OverflowError, ValueError, OSError):
+        return f"{at:g}"

@@ -93,6 +93,8 @@ def _table(certificate: Certificate) -> Table:
         "issued": _time(stated.issued_at),
         "paid": f"{credits(stated.cost.paid)} credits",
         "started from": ", ".join(stated.parents) or "no certified model",
+        "initial weights": stated.origin.words,
+        "chain of proofs": f"{stated.origin.success:.4g} = {stated.origin.formula}",
         "certificate": certificate.digest,
     }
     for name, value in rows.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import time
 from pathlib import Path
@@ -15,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex import bundle
-from labapex.cli import report, spec_file
+from labapex.cli import init, report, spec_file
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
 from labapex.cli.output import clean, counted, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
-from labapex.cli.watch import LineView, LiveView, View, Watch, draw
-from labapex.client import Client, is_news
+from labapex.cli.watch import LineView, LiveView, View, Watch, collect, draw
+from labapex.client import Client, is_news, parents
 from labapex.errors import PlatformUnreachable, UsageError
 from labapex.protocol.api import JobView
 from labapex.protocol.spec import JobSpec
@@ -35,17 +36,24 @@ def run(
     epochs: Annotated[int | None, typer.Option(help="Beats the file's.")] = None,
     budget: Annotated[str | None, typer.Option(help="In credits; beats the file's.")] = None,
     name: Annotated[str | None, typer.Option(help="Beats the file's.")] = None,
+    start_from: Annotated[
+        list[str] | None,
+        typer.Option(help="A verified job of yours, or a folder that `pull` made; may be repeated; beats the file's."),
+    ] = None,
     yes: Annotated[bool, typer.Option("-y", "--yes", help="Submit without asking.")] = False,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Submit and do not follow.")] = False,
     json: Annotated[bool, typer.Option("--json", help="End stdout with one line of JSON.")] = False,
     url: UrlOption = None,
 ) -> None:
     """Submit a job, follow it live, and end with the verdict. The exit code says how it ended."""
-    spec, folder = spec_file.load(path, {"epochs": epochs, "budget": budget, "name": name})
+    flags = {"epochs": epochs, "budget": budget, "name": name, "start_from": start_from or None}
+    if not yes and sys.stdin.isatty() and not spec_file.place(path).exists():
+        path = _offer_to_write(path)
+    spec, folder = spec_file.load(path, flags)
     client = connect(url)
     me = client.me()
     say(f"Reading the files of {folder.resolve()} …")
-    files = bundle.collect(folder, spec)
+    spec, files = parents.collect(folder, spec)
     _print_plan(spec, files, client.url, me.available)
     if not yes and sys.stdin.isatty() and not typer.confirm("Submit?", default=True, err=True):
         raise UsageError("nothing was submitted")
@@ -98,6 +106,8 @@ def show(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> N
     out.print(one_line(found.url))
     if found.worker:
         out.print(one_line(f"worker {found.worker} on {found.device or 'an unnamed device'}"))
+    if found.packages:
+        out.print(one_line(f"packages {', '.join(found.packages)}"))
     out.print(draw(Watch(found), out.width))
     if "\n" in found.reason:
         out.print(clean(found.reason))
@@ -148,7 +158,35 @@ def stop(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> N
         say(f"{stopped.id} is {stopped.state.value}")
 
 
-def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: int) -> None:
+def _offer_to_write(path: Path) -> Path:
+    """A labapex.yaml for the script that lies there, if whoever sits here wants one."""
+    folder = path if path.is_dir() else path.parent
+    script = init.find(folder)
+    if not typer.confirm(f"There is no {spec_file.place(path)}. Write one for {script.name}?", default=True, err=True):
+        raise UsageError("nothing was submitted; `labapex init` writes a labapex.yaml")
+    return init.write(script, ask=True)
+
+
+def metrics(
+    job: JobArgument,
+    csv: Annotated[bool, typer.Option("--csv", help="iteration,loss lines on stdout.")] = False,
+    url: UrlOption = None,
+    json: JsonOption = False,
+) -> None:
+    """A job's loss and its device's readings: a summary, every loss with --csv, everything with --json."""
+    client = connect(url)
+    curve = collect(client, find(client, job))
+    if json:
+        losses = [loss if loss is None or math.isfinite(loss) else None for loss in curve.losses]
+        print_json({"job": str(curve.job.id), "losses": losses, "samples": [plain(each) for each in curve.samples]})
+    elif csv:
+        for iteration, loss in enumerate(curve.losses):
+            typer.echo(f"{iteration},{'' if loss is None else f'{loss:.9g}'}")
+    else:
+        stdout().print(report.metrics_lines(curve.job, curve.losses, curve.samples))
+
+
+def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: int | None) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
@@ -158,14 +196,21 @@ def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: i
         ("script", " ".join([spec.script, *spec.arguments()])),
         ("code", f"{counted(len(files.bundle.code), 'file')}, {size(files.code_bytes)}"),
         ("data", f"{counted(len(files.bundle.data), 'file')}, {size(files.data_bytes)}" if spec.data else "none"),
+        ("requirements", ", ".join(spec.requirements) or "none: torch and what it runs with"),
+        ("starts from", ", ".join(spec.start_from) or "random weights"),
         ("epochs (E)", str(spec.epochs)),
         ("iterations per epoch (I)", iterations),
         ("checkpoint every (k)", f"{spec.checkpoint_every} iterations"),
-        ("budget", f"{credits(spec.budget_micro)} of your {credits(available)} credits"),
+        ("budget", _budget(spec, available)),
         ("platform", url),
     ):
         grid.add_row(Text(name), Text(one_line(text)))
     stderr().print(grid)
+
+
+def _budget(spec: JobSpec, available: int | None) -> str:
+    known = "" if available is None else f" of your {credits(available)}"
+    return f"{credits(spec.budget_micro)}{known} credits"
 
 
 def _submit(client: Client, spec: JobSpec, files: bundle.LocalBundle) -> JobView:
@@ -210,6 +255,8 @@ def _print_result(client: Client, watch: Watch, json: bool) -> None:
             say(f"  | {line}")
     if "\n" in job.reason:
         say(job.reason)
+    if job.packages:
+        say(f"Locked packages: {', '.join(map(one_line, job.packages))}")
     if verdict:
         out.print()
         out.print(report.verdict_lines(verdict))

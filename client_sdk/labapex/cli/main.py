@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from labapex.cli import account, jobs, proofs, results
+from labapex.cli import account, calibration, check, doctor, init, jobs, proofs, results
 from labapex.cli.output import one_line, say
 from labapex.errors import LabApexError
 
@@ -19,23 +19,27 @@ app = typer.Typer(
     name="labapex",
     help="Buy GPU training from a stranger and know that it was done.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # usage errors stay plain text
     pretty_exceptions_enable=False,
 )
 app.command()(account.login)
 app.command()(account.logout)
 app.command()(account.whoami)
+app.command()(doctor.doctor)
+app.command()(init.init)
+app.command()(check.check)
 app.command()(jobs.run)
 app.command()(jobs.ps)
 app.command()(jobs.show)
 app.command()(jobs.logs)
+app.command()(jobs.metrics)
 app.command()(jobs.stop)
 app.command()(results.pull)
 app.command()(results.verify)
 app.command()(results.receipts)
 app.command()(proofs.record)
 app.command()(proofs.replay)
+app.command()(calibration.calibrate)
 
 
 @app.callback(invoke_without_command=True)

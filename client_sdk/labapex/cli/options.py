@@ -19,9 +19,9 @@ UrlOption = Annotated[
 _LEAST_PREFIX = 4
 
 
-def connect(url: str | None) -> Client:
+def connect(url: str | None, token: str | None = None) -> Client:
     """A client; says so where what it sends could be read on the way."""
-    client = Client(url)
+    client = Client(url, token)
     if not credentials.is_private(client.url):
         say(f"warning: {client.url} is not encrypted; whoever carries your traffic can read your token and your files")
     return client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json as jsonlib
 import math
 import os
@@ -22,12 +23,14 @@ from labapex.cli import report
 from labapex.cli.options import JsonOption
 from labapex.cli.output import counted, headline, one_line, plain, print_json, say, size, stdout
 from labapex.client import check_verdict
-from labapex.errors import MalformedInput, TrainingFailed, UsageError, VerificationRejected
-from labapex.proof import confined, folder, sources, verifier
+from labapex.errors import MalformedInput, Tampered, TrainingFailed, UsageError, VerificationRejected
+from labapex.proof import confined, folder, recording, sources, span, verifier
 from labapex.proof.confined import RecordReport, RecordRequest
 from labapex.proof.folder import Proof
+from labapex.proof.tolerance import MAX_CALIBRATION, Calibration
+from labapex.protocol.canonical import parse
 from labapex.protocol.contract import Contract
-from labapex.protocol.records import Leaf, uncolumn
+from labapex.protocol.records import uncolumn
 from labapex.protocol.replay import ReplayReport, ReplayRequest
 
 _MAX_POLICY = 1 << 20
@@ -41,18 +44,39 @@ def record(
     script: Annotated[Path, typer.Argument(help="The script that trains, as it is.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The proof folder to make; it must not exist.")],
     args: Annotated[list[str] | None, typer.Argument(metavar="[-- ARGS]", help="The script's own arguments.")] = None,
-    every: Annotated[int, typer.Option("--every", min=1, help="k: commit to the state every k iterations.")] = 10,
+    every: Annotated[
+        int | None, typer.Option("--every", min=1, help="k: commit to the state every k iterations. Default: 10.")
+    ] = None,
+    keep_every: Annotated[
+        int | None,
+        typer.Option("--keep-every", min=1, help="m: keep every m-th state committed to. Default: 1, all of them."),
+    ] = None,
     seed: Annotated[str | None, typer.Option("--seed", help="Decides all randomness. Default: drawn.")] = None,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="E. Default: counted by a first run.")] = None,
     iterations_per_epoch: Annotated[
         int | None, typer.Option("--iterations-per-epoch", min=1, help="I. Default: batches of the loop's loader.")
     ] = None,
     data: DataOption = None,
-    threads: Annotated[int, typer.Option("--threads", min=1, max=256, help="CPU threads.")] = 1,
+    threads: Annotated[int | None, typer.Option("--threads", min=1, max=256, help="CPU threads. Default: 1.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted recording for --out, under its own terms.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Run a script unmodified and write a proof folder: commitments, losses, all states, and the final weights."""
+    """Run a script unmodified and write a proof folder: commitments, losses, kept states, and the final weights."""
     place = _new_place(out)
+    draft = place.with_name(f"{place.name}.recording")
+    terms = (args, every, keep_every, seed, epochs, iterations_per_epoch, threads)
+    if resume and any(term is not None for term in terms):
+        raise UsageError(
+            "--resume goes on under the terms that the recording began with: say nothing but --out and --data"
+        )
+    if resume != draft.exists():
+        raise UsageError(
+            f"there is no interrupted recording at {draft}; leave --resume out"
+            if resume
+            else f"an interrupted recording lies at {draft}: go on with it by --resume, or delete it"
+        )
     found = sources.collect(script, data)
     if found.files.data:
         say(f"data: {counted(len(found.files.data), 'file')} of '{found.files.data_root}'")
@@ -63,19 +87,29 @@ def record(
         args=tuple(args or ()),
         epochs=epochs,
         iterations_per_epoch=iterations_per_epoch,
-        checkpoint_every=every,
-        threads=threads,
+        checkpoint_every=every or 10,
+        keep_every=keep_every or 1,
+        threads=threads or 1,
         seed=_seed(seed),
         code=folder.parts_digest(found.files.code),
         data=folder.parts_digest(found.files.data),
     )
-    with confined.scratch(place.parent) as scratch:
-        found.fill(scratch / "work")
-        done = confined.run("record", scratch, request=request, report=RecordReport, threads=threads, own=True)
-        if done.problem is not None or done.contract is None:
-            say(done.problem or "")
-            raise TrainingFailed(headline(done.problem or "the script could not be recorded"))
-        manifest = _assemble(place, scratch, found, done, done.contract)
+    if resume:
+        request = _begun(draft, request)
+    try:
+        with confined.draft(draft) as scratch:
+            found.fill(scratch / "work")
+            done = confined.run(
+                "record", scratch, request=request, report=RecordReport, threads=request.threads, own=True
+            )
+            if done.problem is not None or done.contract is None:
+                say(done.problem or "")
+                raise TrainingFailed(headline(done.problem or "the script could not be recorded"))
+            manifest = _assemble(place, scratch, found, done, done.contract)
+    except BaseException:
+        if draft.exists():
+            say(f"what was recorded lies at {draft}: go on with it by --resume, or delete it")
+        raise
     proof = folder.read(place)
     summary = {
         "proof": str(out),
@@ -109,15 +143,19 @@ def verify_folder(
     data: Path | None,
     policy: Path | None,
     audit: int | None,
+    tolerance: Path | None,
     key: bytes | None,
     json: bool,
 ) -> None:
-    """Verify a proof folder. Raises `VerificationRejected` where anything in it does not hold.
+    """Verify a proof folder. Raises `VerificationRejected` where anything in it does not hold, `NotJudgeable` without a line.
 
     `key`: the platform's, for the signature of the verdict that a platform's folder holds."""
     terms = _policy(policy)
     if audit is not None:
         terms = terms.model_copy(update={"audit_segments": audit})
+    if tolerance is not None and terms.line is not None:
+        raise UsageError("--tolerance and the policy's line both say what may differ between classes; give one")
+    calibration = read_calibration(tolerance) if tolerance is not None else None
     try:
         proof = folder.read(root)
     except MalformedInput as error:
@@ -129,13 +167,18 @@ def verify_folder(
     _signature(proof, key)
     if own.borrowed:
         say(f"taken from the proof, because they do not lie beside your script: {', '.join(own.borrowed)}")
+    _tell_packages(proof)
     states = {index: proof.state_path(index) for index in proof.states}
-    verdict = verifier.verify(
-        proof,
-        policy=terms,
-        random=random.SystemRandom(),
-        replay=lambda request: _replay(request, own, states),
-    )
+    try:
+        verdict = verifier.verify(
+            proof,
+            policy=terms,
+            random=random.SystemRandom(),
+            replay=lambda request: replayed(request, own, states),
+            calibration=calibration,
+        )
+    except Tampered as error:  # a platform asked for other things than its nonces give
+        _reject(root, "proof-folder", str(error), json)
     if json:
         print_json({"proof": str(root), "origin": proof.manifest.origin, **plain(verdict)})
     else:
@@ -158,14 +201,11 @@ def replay(
     """Replay one stretch of a proof and print how far it ends from what the proof commits to."""
     proof = folder.read(root)
     own = sources.match(proof, script, data)
-    stretch = verifier.span(proof, start=start, steps=steps)
-    ends = {stretch.leaf: stretch.start.index, stretch.leaf + 1: stretch.stop.index}
-    for index in ends.values():
-        if index not in proof.states:
-            raise UsageError(f"the state of step {proof.leaves[index].step} is not in the folder; it was never opened")
-    states = {here: proof.state_path(index) for here, index in ends.items()}
-    done = _replay(verifier.span_request(stretch), own, states)
-    error = verifier.measure(proof, stretch, done.report)
+    _tell_packages(proof)
+    stretch = span.span(proof, start=start, steps=steps)
+    states = {index: proof.state_path(index) for index in proof.states}
+    done = replayed(span.request(proof, stretch), own, states)
+    error = span.measure(proof, stretch, done.report)
     if json:
         print_json(error)
         return
@@ -178,12 +218,23 @@ def replay(
 # -- how ---------------------------------------------------------------------------------------------------------------
 
 
+def _begun(draft: Path, given: RecordRequest) -> RecordRequest:
+    """What the interrupted recording in `draft` was asked for. Raises `UsageError` where script or data are others now."""
+    with folder.opened(draft, "request.json") as file:
+        begun = parse(RecordRequest, file.read(folder.MAX_DOCUMENT + 1), limit=folder.MAX_DOCUMENT)
+    if (begun.script, begun.code, begun.data) != (given.script, given.code, given.data):
+        raise UsageError(
+            f"script or data are not those that the recording at {draft} began with; delete it to begin anew"
+        )
+    return begun
+
+
 def _assemble(
     place: Path, scratch: Path, found: sources.Sources, done: RecordReport, contract: Contract
 ) -> folder.Manifest:
     """The proof folder out of what the recording left behind."""
-    leaves = [Leaf.model_validate_json(line) for line in _left(scratch, "leaves.jsonl").splitlines()]
-    states = {leaf.index: scratch / "states" / f"{leaf.index}.safetensors" for leaf in leaves}
+    leaves = recording.leaves(scratch)
+    states = {index: scratch / "states" / f"{index}.safetensors" for index in contract.kept_leaves()}
     final = {leaves[-1].index: states[leaves[-1].index]}
     request = ReplayRequest(contract=contract, segments=(), digests={leaves[-1].index: leaves[-1].state})
     with confined.scratch(place.parent) as second:
@@ -195,21 +246,22 @@ def _assemble(
             origin="recorded",
             contract=contract,
             leaves=leaves,
-            losses=uncolumn(_left(scratch, "losses.f64")),
-            times=uncolumn(_left(scratch, "times.f64")),
+            losses=uncolumn(_left(scratch, recording.LOSSES)),
+            times=uncolumn(_left(scratch, recording.TIMES)),
             files=found.files,
             code=[_bytes(found.contents[part.path]) for part in found.files.code],
             environment=done.environment,
             states=states,
             weights=weights,
         )
-        draft = scratch / "proof"
-        folder.store(manifest, contents, draft)
-    draft.rename(place)
+        whole = scratch / "proof"
+        folder.store(manifest, contents, whole)
+    whole.rename(place)
     return manifest
 
 
-def _replay(request: ReplayRequest, own: sources.Sources, states: dict[int, Path]) -> verifier.Replayed:
+def replayed(request: ReplayRequest, own: sources.Sources, states: dict[int, Path]) -> verifier.Replayed:
+    """What came of a replay in the confined child, with the states at these paths."""
     with confined.scratch() as scratch:
         made = _run_replay(scratch, request, own, states)
         try:
@@ -237,14 +289,46 @@ def _signature(proof: Proof, key: bytes | None) -> None:
         return
     if key is not None:
         check_verdict(proof.verdict, key)
-    how = "signed by the key you gave" if key else "its signature is not looked at without --key"
+    how = (
+        "signed by the key you gave"
+        if key
+        else (
+            "its signature is not looked at without --key, so whoever made this folder may have drawn what was opened"
+        )
+    )
     say(f"The platform's own verdict is '{proof.verdict.verdict.verdict}'; {how}")
+
+
+def _tell_packages(proof: Proof) -> None:
+    """The script runs with this Python's own packages: say which are not those that it was trained with."""
+    here = {wheel: _installed(wheel.name) for wheel in proof.requirements.wheels}
+    others = [f"{wheel} (here {version or 'none'})" for wheel, version in here.items() if version != wheel.version]
+    if others:
+        say(f"trained with other packages than yours, so the replay may differ: {', '.join(others)}")
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _reject(root: Path, rule: str, reason: str, json: bool) -> NoReturn:
     if json:
         print_json({"proof": str(root), "verdict": "rejected", "deciding_rule": rule, "reason": reason})
     raise VerificationRejected(f"rejected by the rule '{rule}': {reason}")
+
+
+def read_calibration(path: Path) -> Calibration:
+    """What `labapex calibrate` wrote. Raises `UsageError`."""
+    try:
+        with path.open("rb") as file:
+            return parse(Calibration, file.read(MAX_CALIBRATION + 1), limit=MAX_CALIBRATION)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+    except MalformedInput as error:
+        raise UsageError(f"{path} is no calibration: {error}") from None
 
 
 def _policy(path: Path | None) -> verifier.AuditPolicy:

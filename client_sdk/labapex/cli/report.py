@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from labapex.cli.output import credits, headline, one_line, size
+from labapex.cli.output import counted, credits, headline, one_line, size
 from labapex.client import Client
 from labapex.errors import (
     Cancelled,
     LabApexError,
+    MissingScope,
     NotEnoughCredit,
     NotFinished,
     NotFound,
@@ -20,6 +22,7 @@ from labapex.errors import (
     VerificationRejected,
 )
 from labapex.protocol.api import JobView
+from labapex.protocol.records import Sample
 from labapex.protocol.states import JobState
 from labapex.protocol.verdict import Receipt, RuleResult, SignedVerdict, Verdict
 
@@ -35,10 +38,10 @@ def verdict_of(client: Client, job: JobView) -> SignedVerdict | None:
 
 
 def receipt_of(client: Client, job: JobView) -> Receipt | None:
-    """The receipt; None for a job that never held money."""
+    """The receipt; None for a job that never held money, and for a token that may not see money."""
     try:
         return client.receipt(job.id)
-    except (NotFinished, NotFound):
+    except (NotFinished, NotFound, MissingScope):
         return None
 
 
@@ -131,6 +134,7 @@ def verdict_lines(verdict: Verdict) -> RenderableType:
         ("opened", f"{cost.opened_states} states, {size(cost.opened_bytes)} of {size(cost.all_checkpoint_bytes)}"),
         ("verified in", f"{cost.verify_seconds:.1f} s for {cost.train_seconds:.1f} s of training"),
         ("detection", verdict.detection),
+        ("initial weights", verdict.origin.words),
     ):
         grid.add_row(Text(name), Text(one_line(text)))
     return grid
@@ -138,9 +142,17 @@ def verdict_lines(verdict: Verdict) -> RenderableType:
 
 def receipt_lines(receipt: Receipt) -> RenderableType:
     grid = _grid()
+    paid = f"{credits(receipt.paid)} for {receipt.verified_epochs} epochs"
+    if len(receipt.payments) > 1:  # the run went from one host to another, each with its price
+        each = (
+            f"{p.worker} {credits(p.amount)} for {p.epochs} at {credits(p.price_per_epoch)}" for p in receipt.payments
+        )
+        paid += f": {', '.join(each)}"
+    else:
+        paid += f" at {credits(receipt.price_per_epoch)}"
     for name, text in (
         ("held", f"{credits(receipt.held)} credits"),
-        ("paid", f"{credits(receipt.paid)} for {receipt.verified_epochs} epochs at {credits(receipt.price_per_epoch)}"),
+        ("paid", paid),
         ("refunded", credits(receipt.refunded)),
         ("because", headline(receipt.reason)),
     ):
@@ -148,12 +160,34 @@ def receipt_lines(receipt: Receipt) -> RenderableType:
     return grid
 
 
+def metrics_lines(job: JobView, losses: Sequence[float | None], samples: Sequence[Sample]) -> RenderableType:
+    """Loss and readings in a few lines; a CPU's readings never pass for a GPU's."""
+    known = [(loss, at) for at, loss in enumerate(losses) if loss is not None]
+    total = "?" if job.progress.total is None else str(job.progress.total)
+    grid = _grid()
+    grid.add_row(Text("iterations"), Text(f"{len(losses)} of {total}"))
+    if known:
+        least, at = min(known)
+        grid.add_row(Text("loss"), Text(f"first {known[0][0]:.6g}, last {known[-1][0]:.6g}, least {least:.6g} at {at}"))
+    if len(known) < len(losses):
+        grid.add_row(Text("not finite"), Text(str(len(losses) - len(known))))
+    for source, device in sorted({(sample.source, sample.device) for sample in samples}):
+        own = [sample for sample in samples if (sample.source, sample.device) == (source, device)]
+        used = sum(sample.utilisation for sample in own) / len(own)
+        most = max(sample.memory for sample in own)
+        words = (
+            f"{one_line(device)}: {used:.0f} % on average, memory up to {size(most)} of {size(own[-1].memory_total)}"
+        )
+        grid.add_row(Text("GPU" if source == "nvml" else "CPU"), Text(f"{words}, {counted(len(own), 'reading')}"))
+    return grid
+
+
 def next_commands(job: JobView) -> list[str]:
     """What one can do now."""
     if job.state is JobState.VERIFIED:
-        return [f"labapex pull {job.id}", f"labapex verify {job.id}"]
+        return [f"labapex pull {job.id}", f"labapex verify {job.id} --replay"]
     if job.state is JobState.REJECTED:
-        return [f"labapex show {job.id}", f"labapex verify {job.id}"]
+        return [f"labapex show {job.id}", f"labapex verify {job.id} --replay"]
     return [f"labapex logs {job.id}"] if job.state.ended else [f"labapex logs -f {job.id}"]
 
 

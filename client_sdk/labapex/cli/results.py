@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -85,27 +86,53 @@ def verify(
     script: Annotated[Path | None, typer.Option("--script", help="DIR: your own copy of the script.")] = None,
     data: proofs.DataOption = None,
     policy: Annotated[
-        Path | None, typer.Option("--policy", help="DIR: JSON with audit_segments, top_q, pev_percent, weights.")
+        Path | None, typer.Option("--policy", help="DIR: JSON with audit_segments, top_q, pev_percent, weights, line.")
     ] = None,
     audit: Annotated[int | None, typer.Option("--audit", min=1, help="DIR: random segments to replay.")] = None,
+    tolerance: Annotated[
+        Path | None, typer.Option("--tolerance", help="DIR of another class of hosts: what `labapex calibrate` wrote.")
+    ] = None,
+    again: Annotated[bool, typer.Option("--replay", help="JOB: bring its proof and replay it here.")] = False,
     key: KeyOption = None,
     weights: Annotated[Path | None, typer.Option(help="Check this weights file against the verdict too.")] = None,
     url: UrlOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Replay a proof folder, or check a verdict's signature or a certificate. 104: rejected.
+    """Replay a proof folder, or check a verdict's signature or a certificate. 104: rejected, 105: no verdict.
 
     A folder needs nobody; a file needs nobody where --key is given.
     """
     file = Path(what)
+
+    def replayed(folder: Path, platform: bytes | None) -> None:
+        proofs.verify_folder(
+            folder,
+            script=script,
+            data=data,
+            policy=policy,
+            audit=audit,
+            tolerance=tolerance,
+            key=platform,
+            json=json,
+        )
+
     if file.is_dir():
-        if url or weights:
-            raise UsageError("--url and --weights belong to a job or a file, not to a proof folder")
-        own_key = read_keys(key)[0] if key else None
-        proofs.verify_folder(file, script=script, data=data, policy=policy, audit=audit, key=own_key, json=json)
+        if url or weights or again:
+            raise UsageError("--url, --weights and --replay belong to a job or a file, not to a proof folder")
+        replayed(file, read_keys(key)[0] if key else None)
         return
-    if script or data or policy or audit:
-        raise UsageError(f"--script, --data, --policy and --audit belong to a proof folder, and {what} is none")
+    if again:
+        if weights or file.is_file():
+            raise UsageError("--replay is for a job, whose proof it brings; --weights and files have no place in it")
+        client = connect(url)
+        platform = read_keys(key)[0] if key else client.verdict_key().public_key
+        with tempfile.TemporaryDirectory(prefix="labapex-proof-") as scratch:
+            client.proof(find(client, what), Path(scratch) / "proof", platform)
+            replayed(Path(scratch) / "proof", platform)
+        return
+    if script or data or policy or audit or tolerance:
+        options = "--script, --data, --policy, --audit and --tolerance"
+        raise UsageError(f"{options} belong to a proof folder, and {what} is none; for a job's add --replay")
     if file.is_file() and certificates.is_certificate(file):
         certificates.verify(file, keys=both_keys(key) if key else None, weights=weights, url=url, json=json)
         return

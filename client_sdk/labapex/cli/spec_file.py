@@ -13,12 +13,19 @@ from labapex.protocol.spec import JobSpec, parse_spec
 MAX_SPEC = 256 * 1024
 
 
+def place(path: Path) -> Path:
+    """Where the file lies: in a folder it has its usual name."""
+    return path / "labapex.yaml" if path.is_dir() else path
+
+
 def load(path: Path, overrides: dict[str, Any]) -> tuple[JobSpec, Path]:
     """The spec of a file (or of `labapex.yaml` in a folder) and the folder it lies in; raises `UsageError`."""
-    file = path / "labapex.yaml" if path.is_dir() else path
+    file = place(path)
     try:
         with file.open("rb") as stream:
             data = stream.read(MAX_SPEC + 1)
+    except FileNotFoundError:
+        raise UsageError(f"there is no {file}; `labapex init` writes one") from None
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}") from None
     if len(data) > MAX_SPEC:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Protocol
+from uuid import UUID
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex.cli.output import clean, credits, duration, headline, one_line, size
+from labapex.client import Client, is_news
 from labapex.protocol.api import Events, JobView
 from labapex.protocol.records import Sample
 
@@ -82,7 +84,7 @@ class Watch:
         """Take what is new in; gives back the complete new console lines."""
         self.trouble = ""
         self.job = events.job
-        if events.restarted:  # another worker began again: the lost run's points count no more
+        if events.restarted and not events.kept:  # another worker began again: the lost run's points count no more
             self.losses.clear()
             self.sample = None
             self.rules.clear()
@@ -99,6 +101,31 @@ class Watch:
                 self.errors.extend(text)
         self.console.extend(lines)
         return lines
+
+
+@dataclass
+class History:
+    """Everything that was recorded of a job's present run."""
+
+    job: JobView
+    losses: list[float | None] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+
+
+def collect(client: Client, job: UUID) -> History:
+    """All losses and readings of a job as far as it has come."""
+    events = client.events(job)
+    found = History(events.job)
+    while True:
+        if events.restarted:
+            found.losses.clear()
+            found.samples.clear()
+        found.job = events.job
+        found.losses += events.losses[max(0, len(found.losses) - events.first) :]
+        found.samples += events.samples
+        if not is_news(events):
+            return found
+        events = client.events(job, events.cursor)
 
 
 class View(Protocol):

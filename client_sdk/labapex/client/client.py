@@ -15,10 +15,10 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 from uuid import UUID
 
 import httpx
@@ -26,12 +26,35 @@ from pydantic import Field
 
 from labapex import bundle, sealing
 from labapex.certificate import CertificateBundle, PlatformKeys, check
-from labapex.client import credentials
+from labapex.client import credentials, parents, uploads
 from labapex.client.connection import MAX_REPLY, Connection
-from labapex.errors import LabApexError, NotFound, PlatformUnreachable, Tampered, UsageError, VerificationRejected
+from labapex.errors import (
+    LabApexError,
+    NotFound,
+    NotLoggedIn,
+    PlatformUnreachable,
+    Tampered,
+    UsageError,
+    VerificationRejected,
+)
 from labapex.proof import folder, parcel
 from labapex.proof.folder import Manifest, Proof
-from labapex.protocol.api import EnrolmentCode, Events, JobPage, JobRequest, JobView, Login, Me, NewToken
+from labapex.protocol.api import (
+    DeviceCode,
+    DevicePoll,
+    EnrolmentCode,
+    Events,
+    JobPage,
+    JobRequest,
+    JobView,
+    Login,
+    Me,
+    NewToken,
+    Scope,
+    TokenPage,
+    TokenTerms,
+    TokenView,
+)
 from labapex.protocol.canonical import Message, parse
 from labapex.protocol.canonical import digest as digest_of
 from labapex.protocol.spec import JobSpec
@@ -43,6 +66,7 @@ MAX_PROOF = 1 << 42
 _POLL = 0.5
 _LONGEST_POLL = 15.0
 _M = TypeVar("_M", bound=Message)
+_P = TypeVar("_P", JobPage, TokenPage)
 
 
 class VerdictKey(Message):
@@ -85,9 +109,10 @@ class Client:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        now: Callable[[], float] = time.time,
     ) -> None:
         address, found = credentials.resolve(url, token, os.environ)
-        self._connection = Connection(address, found, transport=transport, sleep=sleep, jitter=jitter)
+        self._connection = Connection(address, found, transport=transport, sleep=sleep, jitter=jitter, now=now)
 
     @property
     def url(self) -> str:
@@ -104,43 +129,87 @@ class Client:
 
     # -- account -------------------------------------------------------------------------------------------------------
 
-    def login(self, username: str, password: str, name: str = "") -> NewToken:
+    def login(self, username: str, password: str, name: str = "", scopes: Sequence[Scope] = tuple(Scope)) -> NewToken:
         """Make a token and use it from now on. `name` says what it is for. Storing it is the caller's choice."""
         self._connection.token = None
-        body = Login(username=username, password=password, name=name)
-        new = self._ask(NewToken, "POST", "tokens/", body=body, repeatable=False, anonymous=True)
+        body = Login(username=username, password=password, name=name, scopes=tuple(scopes))
+        return self._take(self._ask(NewToken, "POST", "login/", body=body, repeatable=False, anonymous=True))
+
+    def begin_login(self, name: str = "", scopes: Sequence[Scope] = tuple(Scope)) -> DeviceCode:
+        """Ask to be logged in by a person's browser (RFC 8628): show the code, then `await_login`."""
+        self._connection.token = None
+        body = TokenTerms(name=name, scopes=tuple(scopes))
+        return self._ask(DeviceCode, "POST", "login/device/", body=body, repeatable=False, anonymous=True)
+
+    def await_login(self, code: DeviceCode) -> NewToken:
+        """Ask until a person has decided in the portal, and use the token from now on. Raises `NotLoggedIn`."""
+        interval, waited = float(code.interval), 0.0
+        while waited <= code.expires_in:
+            self._connection.sleep(interval)
+            waited += interval
+            body = DevicePoll(device_code=code.device_code)
+            try:
+                return self._take(self._ask(NewToken, "POST", "login/device/token/", body=body, anonymous=True))
+            except LabApexError as error:
+                if error.code == "slow-down":
+                    interval += 5.0
+                elif error.code in ("access-denied", "expired-token"):
+                    raise NotLoggedIn(str(error)) from None
+                elif error.code != "authorization-pending":
+                    raise
+        raise NotLoggedIn("nobody entered the code in time; run `labapex login` again")
+
+    def _take(self, new: NewToken) -> NewToken:
         self._connection.token = credentials.Token(new.token, "this login")
         return new
+
+    def logout(self) -> None:
+        """Revoke the token that is used: it opens nothing any more, wherever it is."""
+        self._connection.call("DELETE", "/api/v1/tokens/current/", repeatable=False)
+
+    def tokens(self) -> Iterator[TokenView]:
+        """Your tokens on all pages, the newest first."""
+        return self._pages(TokenPage, "tokens/")
+
+    def revoke_token(self, token_id: int) -> None:
+        self._connection.call("DELETE", f"/api/v1/tokens/{token_id}/", repeatable=False)
+
+    def clock_skew(self) -> float | None:
+        """Seconds by which the platform's clock is ahead of this machine's, to the second; None where it does not tell.
+
+        Raises `PlatformUnreachable` where nobody answers: this needs no login."""
+        reply = self._connection.call("GET", "/api/v1/keys/", anonymous=True)
+        return self._connection.skew(reply.headers)
 
     def me(self) -> Me:
         return self._ask(Me, "GET", "me/")
 
     def enrolment_code(self) -> EnrolmentCode:
         """A code with which one new worker can join in your name."""
-        return self._ask(EnrolmentCode, "POST", "enrolments/", repeatable=False)
+        return self._ask(EnrolmentCode, "POST", "enrolments/", headers=_one_time())
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, folder: Path, on_progress: Callable[[int, int], None] | None = None) -> JobView:
         """Digest the job's files, upload what the platform lacks, and submit. See `submit_bundle`."""
-        return self.submit_bundle(spec, bundle.collect(folder, spec), on_progress)
+        return self.submit_bundle(*parents.collect(folder, spec), on_progress)
 
     def submit_bundle(
         self, spec: JobSpec, files: bundle.LocalBundle, on_progress: Callable[[int, int], None] | None = None
     ) -> JobView:
-        """Upload and submit files that were collected before. `on_progress` is told bytes done and bytes in all."""
+        """Upload and submit files that `parents.collect` found before. `on_progress` is told bytes done and bytes in all."""
         sizes = {part.digest: part.size for part in (*files.bundle.code, *files.bundle.data)}
+        sizes |= {digest: path.stat().st_size for digest, path in files.models.items()}
+        places = files.models | files.files
         total, done = sum(sizes.values()), 0
         report = on_progress or (lambda done, total: None)
         for digest, size in sizes.items():
             report(done, total)
-            if not self._stored(digest):
-                before = done  # bound for this file: an attempt that is repeated counts from here again
-                self._upload(digest, size, files.files[digest], lambda sent, b=before: report(b + sent, total))  # type: ignore[misc]
+            uploads.upload(self._connection, digest, size, places[digest], lambda sent, b=done: report(b + sent, total))  # type: ignore[misc]
             done += size
         report(total, total)
         body = JobRequest(spec=spec, bundle=files.bundle)
-        return self._ask(JobView, "POST", "jobs/", body=body, headers={"Idempotency-Key": str(uuid.uuid4())})
+        return self._ask(JobView, "POST", "jobs/", body=body, headers=_one_time())
 
     def job(self, job: UUID) -> JobView:
         return self._ask(JobView, "GET", f"jobs/{job}/")
@@ -151,11 +220,7 @@ class Client:
 
     def all_jobs(self) -> Iterator[JobView]:
         """Your jobs on all pages, the newest first."""
-        cursor: str | None = ""
-        while cursor is not None:
-            page = self.jobs(cursor)
-            yield from page.results
-            cursor = page.next if page.next != cursor else None
+        return self._pages(JobPage, "jobs/")
 
     def events(self, job: UUID, cursor: str = "") -> Events:
         """What is new of a job since a cursor; everything for the empty one."""
@@ -350,30 +415,17 @@ class Client:
         )
         return parse(model, reply.body, limit=MAX_REPLY)
 
-    def _stored(self, digest: str) -> bool:
-        try:
-            self._connection.call("HEAD", f"/api/v1/blobs/{digest}/")
-        except NotFound:
-            return False
-        return True
+    def _pages(self, model: type[_P], path: str) -> Iterator[Any]:
+        cursor: str | None = ""
+        while cursor is not None:
+            page = self._ask(model, "GET", path, params={"cursor": cursor})
+            yield from page.results
+            cursor = page.next if page.next != cursor else None
 
-    def _upload(self, digest: str, size: int, path: Path, report: Callable[[int], None]) -> None:
-        def content() -> Iterator[bytes]:
-            sent = 0
-            with path.open("rb") as file:
-                while sent < size:
-                    chunk = file.read(min(1 << 18, size - sent))
-                    if not chunk:
-                        raise UsageError(f"'{path}' became shorter while it was being sent; run the command again")
-                    yield chunk
-                    sent += len(chunk)
-                    report(sent)
 
-        headers = {"Content-Length": str(size), "Content-Type": "application/octet-stream"}
-        try:
-            self._connection.call("PUT", f"/api/v1/blobs/{digest}/", content=content, headers=headers)
-        except OSError as error:
-            raise UsageError(f"'{path}' cannot be read: {error.strerror}") from None
+def _one_time() -> dict[str, str]:
+    """The key by which a request that was repeated, because its answer got lost, makes its thing only once."""
+    return {"Idempotency-Key": str(uuid.uuid4())}
 
 
 @contextlib.contextmanager

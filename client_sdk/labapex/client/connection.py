@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
 import httpx
@@ -15,6 +16,7 @@ from labapex.client.credentials import Token
 from labapex.errors import (
     LabApexError,
     MalformedInput,
+    MissingScope,
     NotEnoughCredit,
     NotFinished,
     NotFound,
@@ -38,6 +40,7 @@ _BY_CODE: dict[str, type[LabApexError]] = {
     "invalid": UsageError,
     "too-large": UsageError,
     "not-finished": NotFinished,
+    "missing-scope": MissingScope,
 }
 _BY_STATUS: dict[int, type[LabApexError]] = {
     400: UsageError,
@@ -62,7 +65,7 @@ Content = Callable[[], bytes | Iterator[bytes]]
 
 
 class Connection:
-    """One platform, one token. `sleep` and `jitter` (a number in [0, 1)) are parameters for tests."""
+    """One platform, one token. `sleep`, `jitter` (a number in [0, 1)) and `now` are parameters for tests."""
 
     def __init__(
         self,
@@ -72,11 +75,13 @@ class Connection:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.url = url
         self.token = token
         self.sleep = sleep
         self._jitter = jitter
+        self._now = now
         # Redirects are not followed: they would carry the token to an address that nobody chose.
         self._http = httpx.Client(
             transport=transport, timeout=httpx.Timeout(30, connect=10, read=120), follow_redirects=False
@@ -101,12 +106,32 @@ class Connection:
         A request that is not `repeatable` is sent again only where it never left; `anonymous` ones carry no token.
         """
 
-        def once() -> Reply:
-            request = self._request(method, path, content=content, headers=headers, params=params, anonymous=anonymous)
-            with self._sent(request) as response:
-                return Reply(response.status_code, response.headers, _read(response))
+        return self.persist(
+            lambda: self.send(method, path, content=content, headers=headers, params=params, anonymous=anonymous),
+            repeatable,
+        )
 
-        return self._persist(once, repeatable)
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: Content | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+        anonymous: bool = False,
+        also: frozenset[int] = frozenset(),
+    ) -> Reply:
+        """One attempt, for use within `persist`. A status in `also` is an answer, not an error."""
+        request = self._request(method, path, content=content, headers=headers, params=params, anonymous=anonymous)
+        with self._sent(request, also) as response:
+            return Reply(response.status_code, response.headers, _read(response))
+
+    def skew(self, headers: httpx.Headers) -> float | None:
+        """Seconds by which the other clock is ahead, by the Date of its answer; None where there is none."""
+        with contextlib.suppress(ValueError):
+            return parsedate_to_datetime(headers.get("Date", "")).timestamp() - self._now()
+        return None
 
     def download(self, path: str, receive: Callable[[httpx.Headers, Iterator[bytes]], None]) -> None:
         """GET a body that is too large for memory; `receive` starts anew when the connection broke in between."""
@@ -115,7 +140,7 @@ class Connection:
             with self._sent(self._request("GET", path)) as response:
                 receive(response.headers, response.iter_bytes(1 << 20))
 
-        self._persist(once, True)
+        self.persist(once, True)
 
     def _request(
         self,
@@ -131,29 +156,31 @@ class Connection:
         if not anonymous:
             if self.token is None:
                 raise NotLoggedIn(f"you are not logged in to {self.url}; run `labapex login --url {self.url}`")
-            sent["Authorization"] = f"Token {self.token.text}"
+            sent["Authorization"] = f"Bearer {self.token.text}"
         body = content() if content else None
         return self._http.build_request(method, self.url + path, content=body, headers=sent, params=params)
 
     @contextlib.contextmanager
-    def _sent(self, request: httpx.Request) -> Iterator[httpx.Response]:
+    def _sent(self, request: httpx.Request, also: frozenset[int] = frozenset()) -> Iterator[httpx.Response]:
         response = self._http.send(request, stream=True)
         try:
-            if response.status_code >= 300:
+            if response.status_code >= 300 and response.status_code not in also:
                 raise self._problem(response, _read(response))
             yield response
         finally:
             response.close()
 
-    def _persist(self, attempt: Callable[[], T], repeatable: bool) -> T:
-        """Repeat an attempt that failed on the way, with exponential back-off and jitter; the last failure raises."""
+    def persist(self, attempt: Callable[[], T], repeatable: bool = True) -> T:
+        """Repeat an attempt that failed on the way, with exponential back-off and jitter; the last failure raises.
+
+        A platform that names a time in Retry-After is asked again after it, unless that is more than a minute."""
         for number in range(ATTEMPTS):
             last = number == ATTEMPTS - 1
             wait = _FIRST_DELAY * 2**number * (0.5 + self._jitter() / 2)
             try:
                 return attempt()
             except _Busy as busy:
-                if last or not repeatable:
+                if last or not repeatable or (busy.seconds or 0) > _LONGEST_DELAY:
                     raise busy.error from None
                 wait = busy.seconds or wait
             except httpx.TransportError as error:
@@ -188,21 +215,32 @@ class Connection:
             error = PlatformUnreachable(detail)
         else:
             error = LabApexError(detail)
-        return _Busy(error, response.headers.get("Retry-After")) if status in _BUSY else error
+        error.code = code
+        return _Busy(error, self._retry_after(response)) if status in _BUSY else error
+
+    def _retry_after(self, response: httpx.Response) -> float | None:
+        """Seconds, of either form that RFC 9110, 10.2.3 allows; None where there is none."""
+        text = response.headers.get("Retry-After", "")
+        if text.isascii() and text.isdecimal():
+            return float(text[:9])
+        with contextlib.suppress(ValueError):
+            return max(0.0, parsedate_to_datetime(text).timestamp() - self._now())
+        return None
 
     def _not_logged_in(self, problem: Problem | None) -> NotLoggedIn:
         if self.token is None:  # the answer to a login
             return NotLoggedIn(problem.detail if problem else "wrong user name or password")
-        return NotLoggedIn(f"{self.url} does not accept the token {self.token.hint()}; run `labapex login`")
+        said = problem.detail if problem else "run `labapex login`"
+        return NotLoggedIn(f"{self.url} does not accept the token {self.token.hint()}: {said}")
 
 
 class _Busy(Exception):
     """The platform asks to come again. Carries the error to raise once patience is at its end."""
 
-    def __init__(self, error: LabApexError, retry_after: str | None) -> None:
+    def __init__(self, error: LabApexError, seconds: float | None) -> None:
         super().__init__(str(error))
         self.error = error
-        self.seconds = float(retry_after) if retry_after and retry_after.isdecimal() else None
+        self.seconds = seconds
 
 
 def _read(response: httpx.Response) -> bytes:
@@ -219,4 +257,5 @@ def _fields(problem: Problem | None) -> str:
     """The fields that a refusal names, on the same line."""
     if not problem or not problem.errors:
         return ""
-    return " (" + "; ".join(f"{name}: {said}" for name, said in sorted(problem.errors.items())) + ")"
+    unsaid = {name: said for name, said in sorted(problem.errors.items()) if said not in problem.detail}
+    return " (" + "; ".join(f"{name}: {said}" for name, said in unsaid.items()) + ")" if unsaid else ""

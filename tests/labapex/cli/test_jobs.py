@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -35,6 +38,20 @@ def test_run_follows_a_job_to_its_verdict_and_exits_0(labapex: Labapex, job_fold
 def test_the_live_page_is_printed_before_anything_happens(labapex: Labapex, job_folder: Path) -> None:
     err = labapex("run", job_folder, "-y").err
     assert err.index("Live page") < err.index("submitted") < err.index("running")
+
+
+def test_a_start_that_is_named_by_a_flag_beats_the_files_and_is_in_the_plan(
+    labapex: Labapex, platform: MemoryPlatform, job_folder: Path
+) -> None:
+    with (job_folder / "labapex.yaml").open("a") as file:
+        file.write(f"start_from: {'ab' * 32}\n")
+    certificates = ("cd" * 32, "ef" * 32)
+    flags = [flag for certificate in certificates for flag in ("--start-from", certificate)]
+    result = labapex("run", job_folder, "-y", *flags)
+    assert result.code == 0, result.err
+    (job,) = platform.jobs.values()
+    assert job.view.spec.start_from == certificates
+    assert certificates[0] in "".join(result.err.split())
 
 
 def test_the_last_line_of_run_json_is_the_summary(labapex: Labapex, job_folder: Path) -> None:
@@ -185,7 +202,7 @@ def test_a_spec_file_that_is_too_long_is_not_read(labapex: Labapex, job_folder: 
 
 def test_without_a_file_the_error_names_it(labapex: Labapex, tmp_path: Path) -> None:
     result = labapex("run", tmp_path / "labapex.yaml")
-    assert (result.code, "labapex.yaml cannot be read" in result.err) == (2, True)
+    assert (result.code, "labapex.yaml; `labapex init` writes one" in result.err) == (2, True)
 
 
 def test_a_wrong_token_is_said_before_any_file_is_sent(
@@ -283,3 +300,46 @@ def test_the_double_keeps_to_the_contract(platform: MemoryPlatform) -> None:
         assert events.first == have
         have, cursor = have + len(events.losses), events.cursor
     assert have == 12
+
+
+def test_metrics_gives_every_loss_once_as_lines_and_as_json(labapex: Labapex, platform: MemoryPlatform) -> None:
+    platform.story = happy_story()[1:3]
+    job = platform.add(SPEC).id
+    losses = [2.0 / (i + 1) for i in range(10)] + [None, 0.1]
+    told = labapex("metrics", job, "--json").json
+    assert told["losses"] == losses
+    assert [sample["source"] for sample in told["samples"]] == ["cpu"]
+    lines = labapex("metrics", job, "--csv").out.splitlines()
+    assert [line.split(",")[0] for line in lines] == [str(i) for i in range(12)]
+    assert [float(line.split(",")[1]) if line.split(",")[1] else None for line in lines] == pytest.approx(losses)
+    summary = labapex("metrics", job).out
+    assert "first 2, last 0.1, least 0.1 at 11" in summary
+    assert "not finite" in summary
+    assert "GPU" not in summary
+
+
+def test_metrics_of_a_run_that_began_again_are_those_of_the_new_run(labapex: Labapex, platform: MemoryPlatform) -> None:
+    platform.story = [
+        Chapter(JobState.RUNNING, losses=(9.0, 8.0)),
+        Chapter(JobState.RUNNING, losses=(1.0,), restarted=True),
+        Chapter(JobState.RUNNING),
+    ]
+    assert labapex("metrics", platform.add(SPEC).id, "--json").json["losses"] == [1.0]
+
+
+def test_no_colour_reaches_a_pipe_nor_a_terminal_that_asks_for_none(
+    labapex: Labapex, platform: MemoryPlatform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = platform.add(SPEC).id
+    assert "\x1b" not in labapex("show", job).out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in labapex("show", job).out
+
+
+def test_a_shell_is_told_the_commands_to_complete() -> None:
+    asked = {"_LABAPEX_COMPLETE": "complete_bash", "COMP_WORDS": "labapex me", "COMP_CWORD": "1"}
+    command = Path(sys.executable).with_name("labapex")
+    done = subprocess.run([command], env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["metrics"]
