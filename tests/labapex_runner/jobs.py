@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID, uuid4
 
+from tests.labapex.authority import Authority
+
 from labapex import executable, sealing
 from labapex.protocol import frames
 from labapex.protocol.canonical import Message
@@ -17,6 +19,7 @@ from labapex.protocol.contract import Contract, ScriptFacts
 from labapex.protocol.manifest import Index, IndexEntry, Manifest, ReleasedKeys
 from labapex.protocol.packing import pack
 from labapex.protocol.records import FrameBody, uncolumn
+from labapex.trust import Trust
 
 COOKIE = struct.Struct("!8sIIII64s")
 
@@ -40,7 +43,7 @@ class Made:
     layout: executable.Layout
     manifest: Manifest
     worker: UUID
-    manifest_key: bytes
+    trust: Trust
     keys: ReleasedKeys
     files: dict[str, bytes]
 
@@ -74,7 +77,7 @@ def make(
 ) -> Made:
     """Seal, sign and write `folder/executable`, as the platform does."""
     runner, keys = runner or fake_runner(folder / "runner"), keys or new_keys()
-    worker, (private, public) = uuid4(), sealing.new_signing_keys()
+    worker, authority = uuid4(), Authority()
     entries, sealed = [], []
     for path, data in files.items():
         key = sealing.new_key()
@@ -82,7 +85,8 @@ def make(
         entries.append(IndexEntry(path=path, digest=hashlib.sha256(data).hexdigest(), size=len(data), key=key.hex()))
     sections = [executable.seal_index(Index(entries=tuple(entries)), keys.content_key), *sealed]
     manifest = Manifest(
-        runner=runner.digest,
+        key=authority.manifest_key,
+        release=authority.release(runner),
         bootloader_size=runner.bootloader_size,
         archive_size=runner.archive_size,
         sections=tuple(executable.describe(section) for section in sections),
@@ -90,10 +94,10 @@ def make(
         contract=terms or contract(),
         expires_at=2_000_000_000,
     )
-    layout = executable.layout(runner, sections, manifest, sealing.sign(private, manifest))
+    layout = executable.layout(runner, sections, manifest, authority.sign(manifest))
     path = folder / "executable"
     executable.write(path, layout)
-    return Made(path, layout, manifest, worker, public, keys, files)
+    return Made(path, layout, manifest, worker, authority.trust, keys, files)
 
 
 @dataclass

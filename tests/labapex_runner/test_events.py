@@ -15,7 +15,16 @@ from labapex.protocol.records import Leaf
 from labapex_runner.events import MAX_EVENT, Committed, Done, EventReader, EventWriter, Iteration
 
 LEAF = Leaf(
-    index=0, step=0, state="ab" * 32, size=8, update_norm=None, batches="cd" * 32, losses="ef" * 32, prev="01" * 32
+    index=0,
+    step=0,
+    state="ab" * 32,
+    size=8,
+    chunks=2,
+    settings="57" * 32,
+    update_norm=None,
+    batches="cd" * 32,
+    losses="ef" * 32,
+    prev="01" * 32,
 )
 
 

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sysconfig
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from tests.labapex_runner.jobs import Agent, Made, Received, make
 from labapex import executable
 from labapex.protocol.canonical import canonical
 from labapex.protocol.contract import Contract, ScriptFacts
-from labapex.protocol.replay import PreflightReport, PreflightRequest
+from labapex.protocol.replay import PreflightReport, PreflightRequest, RegenerateReport, RegenerateRequest
 from labapex_runner.build import build
 from labapex_runner.supervisor import SUCCEEDED, TRAINING_FAILED
 
@@ -104,12 +106,19 @@ def tried(frozen: Path, folder: Path, files: dict[str, bytes]) -> PreflightRepor
     return PreflightReport.model_validate_json((folder / "report.json").read_bytes())
 
 
-def job(frozen: Path, folder: Path, facts: ScriptFacts, files: dict[str, bytes]) -> Made:
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A short path: below it loader workers have their sockets, and without a sandbox there is no other place for them."""
+    with tempfile.TemporaryDirectory(prefix="job-") as name:
+        yield Path(name).resolve()
+
+
+def job(frozen: Path, folder: Path, facts: ScriptFacts, files: dict[str, bytes], *, keep: int = 1) -> Made:
     terms = Contract(
         job="00000000-0000-4000-8000-000000000001",  # type: ignore[arg-type]
         lease="00000000-0000-4000-8000-000000000002",  # type: ignore[arg-type]
         seed="5e" * 32, code="c0" * 32, data="da" * 32, script="train.py", args=(),
-        epochs=2, checkpoint_every=3, threads=1, facts=facts,
+        epochs=2, checkpoint_every=3, keep_every=keep, threads=1, facts=facts,
     )  # fmt: skip
     return make(folder, files, runner=executable.load_runner(frozen), terms=terms)
 
@@ -129,7 +138,7 @@ def test_an_executable_trains_with_worker_processes_and_leaves_a_complete_log(
     frozen: Path, facts: ScriptFacts, tmp_path: Path
 ) -> None:
     made = job(frozen, tmp_path, facts, FILES)
-    assert executable.verify(made.path, made.manifest_key, made.worker, 0.0) == made.manifest
+    assert executable.verify(made.path, made.trust, made.worker, 0.0) == made.manifest
     status, got, stderr = run(made, tmp_path)
     assert status == SUCCEEDED, stderr + got.console("stderr")
     terms = made.manifest.contract
@@ -143,6 +152,30 @@ def test_an_executable_trains_with_worker_processes_and_leaves_a_complete_log(
     assert said[2] == "4644417185603328019 True"  # PYTHONHASHSEED=0, and the sources of torch can be read
     assert said[3] == "[]"  # nothing that a replay would not have
     assert stderr == ""
+
+
+def test_an_executable_makes_states_anew_from_the_files_that_came_with_it(
+    frozen: Path, facts: ScriptFacts, tmp_path: Path
+) -> None:
+    spoiling = SCRIPT + b"open('data/secret.txt', 'w').write('spoiled')\nopen('train.py', 'w').write('spoiled')\n"
+    made = job(frozen, tmp_path, facts, {**FILES, "train.py": spoiling}, keep=2)
+    status, got, stderr = run(made, tmp_path)
+    assert status == SUCCEEDED, stderr + got.console("stderr")
+    leaves = [leaf for body in got.bodies for leaf in body.leaves]
+    missing = [leaf.index for leaf in leaves if not (tmp_path / "states" / f"{leaf.index}.safetensors").exists()]
+    assert missing == [1, 3]
+
+    again = tmp_path / "again"
+    again.mkdir()
+    request = RegenerateRequest(contract=made.manifest.contract, states=tuple(missing))
+    (again / "request.json").write_bytes(canonical(request))
+    line = [made.path, "regenerate", again, tmp_path]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = RegenerateReport.model_validate_json((again / "report.json").read_bytes())
+    assert (report.problem, report.made) == (None, (1, 3))
+    for index in missing:
+        assert (again / "states" / f"{index}.safetensors").stat().st_size == leaves[index].size
 
 
 def test_a_script_that_raises_in_an_executable_says_so_to_its_client_only(
@@ -164,13 +197,14 @@ def test_a_script_may_say_its_loop_by_the_session_that_is_frozen_too(frozen: Pat
     assert (report.facts.loop, report.facts.iterations_per_epoch, report.facts.parameters) == ("train.py:6", 4, 3)
 
 
-def test_neither_strings_nor_an_extraction_show_script_or_data(
+def test_neither_strings_nor_an_extraction_show_script_or_data_or_what_files_are_called(
     frozen: Path, facts: ScriptFacts, tmp_path: Path
 ) -> None:
     made = job(frozen, tmp_path, facts, FILES)
     lines = [line for line in SCRIPT.splitlines() if len(line) > 25]
     whole = made.path.read_bytes()
-    assert not [line for line in [*lines, SECRET.strip()] if line in whole]
+    hidden = [*lines, SECRET.strip(), b"secret.txt", *(made.keys.model_dump().values())]
+    assert not [line for line in hidden if line in whole]
     archive = CArchiveReader(str(made.path))
     names = set(archive.toc)
     names |= set(archive.open_embedded_archive("PYZ.pyz").toc)
@@ -178,7 +212,7 @@ def test_neither_strings_nor_an_extraction_show_script_or_data(
     for name in archive.toc:
         if archive.toc[name][-1] not in ("d", "o"):  # a reference or an option: no bytes of its own
             data = archive.extract(name)
-            assert not [line for line in [*lines, SECRET.strip()] if line in data]
+            assert not [line for line in hidden if line in data]
 
 
 def test_nothing_of_the_platform_and_no_torch_is_frozen(frozen: Path) -> None:

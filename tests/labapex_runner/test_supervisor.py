@@ -10,13 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.labapex.test_installed import install
 from tests.labapex_runner import standin
 from tests.labapex_runner.jobs import Agent, Made, Received, make, new_keys
 
-from labapex import sealing
+from labapex import installed, sealing
 from labapex.protocol import frames
 from labapex.protocol.canonical import Message
-from labapex_runner.supervisor import NO_ENVIRONMENT, REFUSED, SUCCEEDED, TRAINING_FAILED
+from labapex_runner.host import SITE_PACKAGES
+from labapex_runner.supervisor import NO_ENVIRONMENT, ON_DISK, REFUSED, SUCCEEDED, TRAINING_FAILED
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,17 +30,21 @@ class Run:
         self.folder = folder
         self.stderr = b""
 
-    def start(self, made: Made, agent: Agent, *flags: str) -> subprocess.Popen[bytes]:
+    def start(self, made: Made, agent: Agent, *flags: str, packages: Path | None = None) -> subprocess.Popen[bytes]:
         self.agent = agent
         agent.start()
         command = [sys.executable, standin.__file__, str(made.path), str(self.folder), str(self.folder / "s"), *flags]
         roots = os.pathsep.join(str(ROOT / name) for name in ("client_sdk", "worker_agent"))
-        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": roots}
+        environment = {"PATH": os.environ["PATH"], "PYTHONPATH": roots, SITE_PACKAGES: str(packages or "")}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
-    def __call__(self, script: str, *flags: str, drop_after: int | None = None) -> tuple[int, Received]:
+    def __call__(
+        self, script: str, *flags: str, drop_after: int | None = None, packages: Path | None = None
+    ) -> tuple[int, Received]:
         made = make(self.folder, {"train.py": script.encode(), "data/x.txt": b"some data"})
-        return self.finish(self.start(made, Agent(self.folder / "s", made, drop_after=drop_after), *flags))
+        return self.finish(
+            self.start(made, Agent(self.folder / "s", made, drop_after=drop_after), *flags, packages=packages)
+        )
 
     def finish(self, process: subprocess.Popen[bytes]) -> tuple[int, Received]:
         self.stderr = process.communicate(timeout=60)[1]
@@ -60,10 +66,10 @@ def test_a_script_that_ends_well_leaves_a_complete_signed_log(run: Run) -> None:
     assert got.fin is not None
     assert got.losses == [i / 2 for i in range(120)]
     assert got.console("stdout") == "done some data\n"
-    assert got.console("stderr") == ""
+    assert got.console("stderr") == ON_DISK
     assert got.request is not None
     assert got.request.environment == standin.environment(1)
-    assert {p.name for p in run.folder.iterdir()} == {"executable", "runner", "s", "work", "states"}
+    assert {p.name for p in run.folder.iterdir()} == {"executable", "runner", "s", "work", "states", "tmp"}
     assert run.stderr == b""
 
 
@@ -107,6 +113,25 @@ def test_a_host_without_torch_is_told_so_and_no_key_is_asked_for(run: Run) -> No
     assert status == NO_ENVIRONMENT
     assert b"No module named 'torch'" in run.stderr
     assert got.request is None
+
+
+def test_a_host_whose_torch_was_altered_is_told_the_file_and_no_key_is_asked_for(run: Run) -> None:
+    packages = install(run.folder / "packages")
+    (packages / "torch" / "__init__.py").write_bytes(b"patched")
+    status, got = run("record(1.0)", packages=packages)
+    assert status == NO_ENVIRONMENT
+    assert b"torch 2.13.0+test is not what was installed: torch/__init__.py; install it anew" in run.stderr
+    assert got.request is None
+
+
+def test_the_build_of_torch_is_told_with_the_request_for_keys(run: Run) -> None:
+    packages = install(run.folder / "packages")
+    status, got = run("record(1.0)", packages=packages)
+    assert status == SUCCEEDED
+    build = installed.find([packages])
+    assert build is not None
+    assert got.request is not None
+    assert got.request.torch_build == build.digest
 
 
 def _other_manifest(agent: Agent, request: frames.KeyRequest) -> Message:

@@ -1,4 +1,4 @@
-"""What the runner does with its command line: train without arguments, or preflight and replay in a folder."""
+"""What the runner does with its command line: train without arguments, or preflight, replay and regenerate in a folder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from labapex import durable
 from labapex.errors import LabApexError, UsageError
 from labapex.protocol.canonical import M, Message, parse
-from labapex.protocol.replay import PreflightRequest, ReplayRequest
+from labapex.protocol.replay import PreflightRequest, RegenerateRequest, ReplayRequest
 from labapex_runner import host, supervisor
 
 AGENT_SOCKET, JOB_FOLDER = "LABAPEX_AGENT_SOCKET", "LABAPEX_JOB_FOLDER"
 MAX_REQUEST = 64 << 20
 USAGE = """usage: a job's executable, without arguments   trains; needs LABAPEX_AGENT_SOCKET and LABAPEX_JOB_FOLDER
        runner preflight FOLDER                 reads FOLDER/request.json, writes FOLDER/report.json
-       runner replay FOLDER                    likewise"""
+       runner replay FOLDER                    likewise
+       a job's executable, regenerate FOLDER JOB   likewise, with what training left in the folder JOB"""
 
 
 def main(arguments: list[str]) -> int:
@@ -31,6 +33,8 @@ def main(arguments: list[str]) -> int:
                 return _preflight(Path(folder))
             case ["replay", folder]:
                 return _replay(Path(folder))
+            case ["regenerate", folder, job]:
+                return _regenerate(Path(folder), Path(job).absolute())
             case _:
                 raise UsageError(USAGE)
     except LabApexError as error:
@@ -51,7 +55,7 @@ def _train() -> int:
 
 def _preflight(folder: Path) -> int:
     def work(request: PreflightRequest) -> Message:
-        host.prepare(request.threads)
+        host.prepare(request.threads, folder)
         from labapex.proof import engine  # brings torch along, from the host
 
         return engine.preflight(request=request, folder=folder)
@@ -61,7 +65,7 @@ def _preflight(folder: Path) -> int:
 
 def _replay(folder: Path) -> int:
     def work(request: ReplayRequest) -> Message:
-        host.prepare(request.contract.threads)
+        host.prepare(request.contract.threads, folder)
         from labapex.proof import engine
 
         return engine.replay(request=request, folder=folder)
@@ -69,13 +73,21 @@ def _replay(folder: Path) -> int:
     return _answer(folder, ReplayRequest, work)
 
 
+def _regenerate(folder: Path, job: Path) -> int:
+    def work(request: RegenerateRequest) -> Message:
+        host.prepare(request.contract.threads, folder)
+        from labapex.proof import engine
+
+        return engine.regenerate(request=request, job=job, folder=folder.absolute())
+
+    return _answer(folder, RegenerateRequest, work)
+
+
 def _answer(folder: Path, model: type[M], work: Callable[[M], Message]) -> int:
     folder = folder.absolute()
     host.harden()
     report = work(parse(model, _read(folder / "request.json"), limit=MAX_REQUEST))
-    draft = folder / "report.json.part"
-    draft.write_text(report.model_dump_json())
-    draft.replace(folder / "report.json")  # a report that is there is whole
+    durable.write(folder / "report.json", report.model_dump_json().encode())
     return 0
 
 

@@ -1,9 +1,10 @@
 """Freeze the generic runner, once for all jobs: `python -m labapex_runner.build --out DIR`.
 
 Leaves in DIR `bootloader` and `runner.pkg`, of which every job's executable is made, `runner` (both together, for the
-modes preflight and replay) and `digest`. The build runs in an environment of its own, DIR/venv, that holds the runner's
-packages at the locked versions and nothing else: whatever else is installed would find its way into the executable.
-A digest over all inputs makes a second build return at once.
+modes preflight and replay), `digest`, and `packages.json`: which packages are frozen into it, with their versions. The
+build runs in an environment of its own, DIR/venv, that holds the runner's packages at the locked versions and nothing
+else: whatever else is installed would find its way into the executable. A digest over all inputs makes a second build
+return at once.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import fcntl
 import hashlib
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -25,13 +27,20 @@ from pathlib import Path
 
 from labapex.errors import LabApexError, UsageError
 
-ROOTS = ("cryptography", "msgpack", "nvidia-ml-py", "psutil", "pydantic", "pyinstaller", "rfc8785")
+FROZEN = ("cryptography", "msgpack", "nvidia-ml-py", "packaging", "psutil", "pydantic", "rfc8785")
+ROOTS = (*FROZEN, "pyinstaller")
 OWN = (
     "labapex/__init__.py",
+    "labapex/durable.py",
     "labapex/errors.py",
     "labapex/executable.py",
+    "labapex/installed.py",
+    "labapex/landlock.py",
+    "labapex/nvml.py",
     "labapex/sealing.py",
     "labapex/session.py",
+    "labapex/trial.py",
+    "labapex/trust.py",
     "labapex/protocol",
     "labapex/proof",
     "labapex_runner",
@@ -54,7 +63,7 @@ def build(out: Path, lock: Path = DEFAULT_LOCK) -> bool:
     with (out / ".lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # two builds at once: the second waits, and then finds it done
         done = out / "digest"
-        parts = [out / name for name in ("bootloader", "runner.pkg", "runner")]
+        parts = [out / name for name in ("bootloader", "runner.pkg", "runner", "packages.json")]
         if done.is_file() and done.read_text() == wanted and all(part.is_file() for part in parts):
             return False
         done.unlink(missing_ok=True)
@@ -65,6 +74,8 @@ def build(out: Path, lock: Path = DEFAULT_LOCK) -> bool:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(source, target)
             _freeze(python, Path(folder), out)
+        frozen = re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", subset(lock.read_text(), FROZEN), re.M)
+        (out / "packages.json").write_text(json.dumps(dict(frozen), indent=2) + "\n")
         done.write_text(wanted)
         return True
 

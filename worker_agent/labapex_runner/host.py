@@ -11,7 +11,10 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 
+from labapex import installed
+from labapex.errors import Tampered
 from labapex.proof.determinism import pin
 
 SITE_PACKAGES = "LABAPEX_SITE_PACKAGES"
@@ -19,20 +22,44 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 
 
-def prepare(threads: int) -> None:
-    """Pin what decides bits, and make the host's packages importable. Must come before the first import of torch."""
+def prepare(threads: int, folder: Path) -> None:
+    """Pin what decides bits, make the host's packages importable, and `folder`/tmp the place for temporary files and caches.
+
+    Must come before the first import of torch, and before anything asks for a temporary file: the frozen program's own
+    libraries lie where `TMPDIR` pointed at its start, and must not lie where a script may write."""
     if "torch" in sys.modules:
         raise RuntimeError("torch was imported before its environment was pinned")
     os.environ.update(pin(threads))
-    for folder in os.environ.get(SITE_PACKAGES, "").split(os.pathsep):
-        if folder and folder not in sys.path:
-            sys.path.append(folder)
+    place = folder / "tmp"
+    place.mkdir(mode=0o700, exist_ok=True)
+    os.environ.update(HOME=str(place), TMPDIR=str(place))
+    for packages in map(str, site_packages()):
+        if packages not in sys.path:
+            sys.path.append(packages)
     if getattr(sys, "frozen", False):  # children of the script are ordinary programs: not for them the frozen libraries
         original = os.environ.pop("LD_LIBRARY_PATH_ORIG", None)
         if original is None:
             os.environ.pop("LD_LIBRARY_PATH", None)
         else:
             os.environ["LD_LIBRARY_PATH"] = original
+
+
+def site_packages() -> list[Path]:
+    """Where the host has torch, as it told."""
+    return [Path(packages) for packages in os.environ.get(SITE_PACKAGES, "").split(os.pathsep) if packages]
+
+
+def torch_build(seed: str) -> str | None:
+    """The digest that names this host's build of torch, once a sample of its files was found as they were installed.
+
+    None where nothing was written down when it was installed. Raises `MalformedInput`, and `Tampered` with the file that
+    is another; which files are looked at follows from the lease's seed, which the host did not know before."""
+    build = installed.find(site_packages())
+    if build is None:
+        return None
+    if (path := build.altered(build.sample(seed))) is not None:
+        raise Tampered(f"this host's torch {build.version} is not what was installed: {path}; install it anew")
+    return build.digest
 
 
 def harden() -> None:

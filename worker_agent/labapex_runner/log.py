@@ -20,14 +20,15 @@ from labapex.protocol.records import FrameBody
 class Log:
     """One lease's log, from the first frame to the receiver's `FinAck`."""
 
-    def __init__(self, lease: UUID, run_key: bytes) -> None:
+    def __init__(self, lease: UUID, run_key: bytes, first: int = 0) -> None:
+        """`first`: the iteration with which it begins, where another host has made those before."""
         self._lease = lease
         self._run_key = run_key
         self._kept: deque[Data] = deque()  # frames base .. next - 1
         self._base = 0
         self._base_head = genesis(lease)  # hash of frame base - 1
         self._head = self._base_head
-        self._first = 0  # loss records so far
+        self._first = first  # the next iteration
         self._fin: Fin | None = None
         self._open_due = False
         self._cursor: int | None = None  # next frame to send; None until the receiver said what it holds

@@ -12,8 +12,8 @@ import time
 from typing import Protocol
 
 import psutil
-import pynvml
 
+from labapex import nvml
 from labapex.protocol.contract import Environment
 from labapex.protocol.records import Sample
 
@@ -38,37 +38,35 @@ class GpuMeter:
 
     def __init__(self) -> None:
         self.complaint: str | None = None
-        self._handle: object | None = None
+        self._driver = nvml.Driver()
+        self._which = _first(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     def read(self) -> Sample | None:
         try:
-            if self._handle is None:
-                pynvml.nvmlInit()
-                self._handle = _visible_device(os.environ.get("CUDA_VISIBLE_DEVICES"))
-            rates = pynvml.nvmlDeviceGetUtilizationRates(self._handle)
-            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-            name = pynvml.nvmlDeviceGetName(self._handle)
-        except pynvml.NVMLError as error:
-            self.complaint = f"no GPU figures: {error}"
-            self._handle = None  # a lost GPU or a reloaded driver needs a new handle
+            reading = self._driver.read(self._which)
+        except nvml.DriverProblem as problem:
+            self.complaint = f"no GPU figures: {problem}"
             return None
         self.complaint = None
         return Sample(
             at=time.time(),
             source="nvml",
-            device=(name.decode(errors="replace") if isinstance(name, bytes) else str(name))[:200],
-            utilisation=min(100.0, float(rates.gpu)),
-            memory=int(memory.used),
-            memory_total=int(memory.total),
+            device=reading.name,
+            utilisation=reading.utilisation,
+            memory=reading.memory,
+            memory_total=reading.memory_total,
+            uuid=self._which if isinstance(self._which, str) else None,
+            power=reading.power,
+            temperature=reading.temperature,
+            clock=reading.clock,
+            throttled=reading.throttled,
         )
 
 
-def _visible_device(visible: str | None) -> object:
-    """NVML's handle of CUDA's device 0: NVML does not look at CUDA_VISIBLE_DEVICES."""
+def _first(visible: str | None) -> str | int:
+    """CUDA's device 0 as NVML knows it: NVML does not look at CUDA_VISIBLE_DEVICES. A worker names devices by UUID."""
     first = (visible or "0").split(",")[0].strip()
-    if first.isdigit():
-        return pynvml.nvmlDeviceGetHandleByIndex(int(first))
-    return pynvml.nvmlDeviceGetHandleByUUID(first)
+    return int(first) if first.isdigit() else first
 
 
 class CpuMeter:

@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labapex import executable, sealing
-from labapex.errors import LabApexError, MalformedInput
+from labapex.errors import LabApexError, MalformedInput, Tampered
+from labapex.proof import merkle, statefile
 from labapex.protocol.contract import Environment
 from labapex.protocol.frames import KeyRelease, KeyRequest, Refusal
 from labapex.protocol.manifest import Manifest
-from labapex.protocol.records import Console
+from labapex.protocol.records import Console, Leaf
 from labapex_runner import host, samples, trainer
 from labapex_runner.batch import Batch
 from labapex_runner.channel import Channel
@@ -41,6 +42,7 @@ RETRY_SECONDS = 10.0  # without a sign of progress from the agent while it holds
 SHUTDOWN_SECONDS = 10.0  # for the interpreter of a script that is done
 POLL_SECONDS = 0.1  # how soon the trainer's end is seen
 MAX_EARLY_OUTPUT = 64 << 10
+ON_DISK = "[labapex] code and data lie on this host's disk while the job runs, and not in its memory alone\n"
 MAX_LEFT_READS = 32  # more than a pipe can hold
 
 
@@ -110,7 +112,7 @@ class Supervisor:
         self._meter: samples.Meter | None = None
         self._complained: str | None = None
         self._sample_at = 0.0
-        self._step = 0
+        self._step = 0 if self._contract.after is None else self._contract.after.step
         self._done = False
         self._failure: str | None = None
         self._ended = False  # the trainer
@@ -238,10 +240,19 @@ class Supervisor:
 
     def _make_request(self, environment: Environment) -> None:
         """The first keys of this lease, made when the trainer has long been a process of its own."""
+        try:
+            build = host.torch_build(self._contract.seed)
+        except MalformedInput as error:
+            self._give_up(str(error), NO_ENVIRONMENT)
+            return
         self._hpke_private, hpke_key = sealing.new_hpke_keys()
         self._signing_private, signing_key = sealing.new_signing_keys()
         self._request = KeyRequest(
-            lease=self._contract.lease, hpke_key=hpke_key, signing_key=signing_key, environment=environment
+            lease=self._contract.lease,
+            hpke_key=hpke_key,
+            signing_key=signing_key,
+            environment=environment,
+            torch_build=build,
         )
 
     def _begin(self, release: KeyRelease, now: float) -> None:
@@ -254,10 +265,16 @@ class Supervisor:
             keys = sealing.open_release(self._hpke_private, manifest=self._manifest, sealed=release.sealed)
             self._hpke_private = b""
             executable.unpack(self._job, self._manifest, keys.content_key, self._folder / "work")
+            if self._contract.after is not None:
+                _check_state(
+                    self._folder / "states" / f"{self._contract.after.index}.safetensors", self._contract.after
+                )
+            if self._contract.keep_every > 1:  # states are made anew from these: the script may write into its own
+                executable.unpack(self._job, self._manifest, keys.content_key, self._folder / "pristine")
         except LabApexError as error:
             self._give_up(f"this job cannot be opened: {error}")
             return
-        self._log = Log(self._contract.lease, keys.run_key)
+        self._log = Log(self._contract.lease, keys.run_key, self._step)
         self._log.connected()
         self._meter = samples.meter(self._request.environment, self._contract.threads, self._child.pid)
         try:
@@ -265,6 +282,8 @@ class Supervisor:
         except BrokenPipeError:
             self._failure = "the trainer ended before it could begin\n"
         self._take_output(self._child.stderr, self._early, now)
+        if not (self._folder / "work").is_mount():
+            self._print([Console(stream="stderr", text=ON_DISK)], now)
         self._sample(now)
 
     def _advance(self, log: Log, now: float) -> None:
@@ -352,6 +371,17 @@ class Supervisor:
             os.killpg(self._child.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
+
+
+def _check_state(path: Path, after: Leaf) -> None:
+    """Raise `Tampered` where the state with which a run goes on is not the one that another host had committed to."""
+    try:
+        with path.open("rb") as file:
+            found = merkle.root_of_hashes(statefile.tree(file)).hex()
+    except (OSError, MalformedInput) as error:
+        raise Tampered(f"the state of leaf {after.index}, to go on from, cannot be read: {error}") from None
+    if found != after.state:
+        raise Tampered(f"the state of leaf {after.index}, to go on from, is not the one that was committed to")
 
 
 def _ending(status: int) -> str:

@@ -1,4 +1,7 @@
-"""The process in which the client's code runs. It was forked before any key existed, and it never gets one."""
+"""The process in which the client's code runs. It was forked before any key existed, and it never gets one.
+
+Before any foreign code runs it gives up what would let that code get at the supervisor: see `labapex.landlock`.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from labapex import durable, landlock
 from labapex.errors import TrainingFailed
+from labapex.proof.recording import FILES, Log
 from labapex.proof.sink import Sink
 from labapex.protocol.contract import Contract, Environment
+from labapex.protocol.records import Leaf
 from labapex_runner import host
 from labapex_runner.events import MAX_TRACEBACK, Done, EventWriter, Failed, Ready
 
@@ -20,6 +26,22 @@ GO = b"\x01"
 
 class Train(Protocol):
     def __call__(self, *, contract: Contract, folder: Path, sink: Sink) -> None: ...
+
+
+class Both(Log):
+    """Each record goes into the log on this host, by which states can be made anew, and to the supervisor."""
+
+    def __init__(self, folder: Path, writer: Sink) -> None:
+        super().__init__(folder)
+        self._writer = writer
+
+    def iteration(self, step: int, loss: float, at: float) -> None:
+        super().iteration(step, loss, at)
+        self._writer.iteration(step, loss, at)
+
+    def leaf(self, leaf: Leaf) -> None:
+        super().leaf(leaf)
+        self._writer.leaf(leaf)
 
 
 def engine() -> tuple[Callable[[int], Environment], Train]:
@@ -42,16 +64,24 @@ def run(
     `events` and `control` are this end's descriptors of the two pipes; `folder` holds `work/` and `states/`."""
     writer = EventWriter(events)
     try:
-        host.prepare(contract.threads)
+        host.prepare(contract.threads, folder)
+        own = [folder / name for name in ("work", "states", "tmp")]
+        for place in own:
+            place.mkdir(mode=0o700, exist_ok=True)
+        sink = Both(folder, writer) if contract.keep_every > 1 else writer
+        if (lacking := landlock.restrict(own)) is not None:
+            print(f"[labapex] {lacking}", file=sys.stderr)
         environment, train = load()
-        (folder / "work").mkdir(mode=0o700, exist_ok=True)
-        (folder / "states").mkdir(mode=0o700, exist_ok=True)
         writer.send(Ready(environment=environment(contract.threads)))
         if os.read(control, 1) != GO:
             return 1  # the supervisor gave up; it says why
         os.close(control)
         os.chdir(folder / "work")
-        train(contract=contract, folder=folder, sink=writer)
+        train(contract=contract, folder=folder, sink=sink)
+        left = [folder / name for name in FILES] if contract.keep_every > 1 else []
+        durable.sync_all(
+            [*left, *(folder / "states").iterdir()]
+        )  # asked for once the log is complete, and never before
     except TrainingFailed as error:
         writer.send(Failed(reason=_clip(str(error))))
         return 1
