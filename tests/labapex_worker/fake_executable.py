@@ -8,31 +8,60 @@ written in the contract's arguments, NAME=VALUE:
     exit=N              instead of finishing: exit with N once all frames are acknowledged
     states=N            write so many state files
     link=PATH           make state 0 a symbolic link to PATH
+    keep=M              keep the states of every M-th leaf only; how to make others anew:
+    again=wait          not before there is a file `go`
+    again=broken        not at all, and say why
+    again=dies          not at all, and say nothing
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import struct
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from tests.labapex.authority import Authority
+
+    from labapex.protocol.requirements import Lock
 
 COOKIE = struct.Struct("!8sIIII64s")
 COOKIE_MAGIC = b"MEI\014\013\012\013\016"
 
 
-def make(folder: Path, *, signing_key: bytes, worker: UUID, lease: UUID, job: UUID, plan: dict[str, object]) -> bytes:
-    """The bytes of a signed executable."""
-    from labapex import executable, sealing
+def make(
+    folder: Path,
+    *,
+    authority: Authority,
+    worker: UUID,
+    lease: UUID,
+    job: UUID,
+    plan: dict[str, object],
+    packages: Lock | None = None,
+    start: Sequence[str | Path] = (sys.executable, Path(__file__).resolve()),
+    release: str = "1.0",
+) -> bytes:
+    """The bytes of a signed executable, whose runner was released as `release`.
+
+    `start` is the command that it runs, with its own path and its arguments."""
+    from labapex import executable
+    from labapex.protocol.canonical import digest
     from labapex.protocol.contract import Contract, ScriptFacts
     from labapex.protocol.manifest import Index, Manifest
+    from labapex.protocol.requirements import Lock
+
+    packages = packages or Lock()
 
     bootloader, archive = folder / "bootloader", folder / "runner.pkg"
-    bootloader.write_bytes(f'#!/bin/sh\nexec {sys.executable} {Path(__file__).resolve()} "$0"\nexit 9\n'.encode())
-    padding = os.urandom(50_000)
+    bootloader.write_bytes(f'#!/bin/sh\nexec {shlex.join(map(str, start))} "$0" "$@"\nexit 9\n'.encode())
+    padding = release.encode().ljust(50_000, b".")  # one release is one runner
     archive.write_bytes(padding + COOKIE.pack(COOKIE_MAGIC, len(padding) + COOKIE.size, 0, 0, 311, bytes(64)))
     runner = executable.load_runner(folder)
     section = executable.seal_index(Index(entries=()), bytes(32))
@@ -45,23 +74,27 @@ def make(folder: Path, *, signing_key: bytes, worker: UUID, lease: UUID, job: UU
         seed="0" * 64,
         code="0" * 64,
         data="0" * 64,
+        requirements=digest(packages),
         script="train.py",
         args=tuple(f"{name}={value}" for name, value in plan.items()),
         epochs=1,
         checkpoint_every=1,
+        keep_every=int(str(plan.get("keep", 1))),
         threads=1,
         facts=facts,
     )
     manifest = Manifest(
-        runner=runner.digest,
+        key=authority.manifest_key,
+        release=authority.release(runner, version=release),
         bootloader_size=runner.bootloader_size,
         archive_size=runner.archive_size,
         sections=(executable.describe(section),),
         worker=worker,
         contract=contract,
+        requirements=packages,
         expires_at=int(time.time()) + 3600,
     )
-    laid_out = executable.layout(runner, [section], manifest, sealing.sign(signing_key, manifest))
+    laid_out = executable.layout(runner, [section], manifest, authority.sign(manifest))
     return b"".join(laid_out.stream())
 
 
@@ -89,7 +122,7 @@ class Executable:
         folder = Path(os.environ["LABAPEX_JOB_FOLDER"])
         states = folder / "states"
         states.mkdir()
-        for index in range(int(self.plan.get("states", 0))):
+        for index in range(0, int(self.plan.get("states", 0)), int(self.plan.get("keep", 1))):
             (states / f"{index}.safetensors").write_bytes(b"state %d " % index * 1000)
         if "link" in self.plan:
             (states / "0.safetensors").unlink(missing_ok=True)
@@ -105,6 +138,23 @@ class Executable:
             print("Traceback: it went wrong", file=sys.stderr)
             return int(self.plan["exit"])
         self.finish()
+        return 0
+
+    def regenerate(self, folder: Path, job: Path) -> int:
+        from labapex.protocol.replay import RegenerateReport, RegenerateRequest
+
+        wanted = RegenerateRequest.model_validate_json((folder / "request.json").read_bytes())
+        while self.plan.get("again") == "wait" and not (folder / "go").exists():
+            time.sleep(0.05)
+        if self.plan.get("again") == "dies":
+            return 7
+        (folder / "states").mkdir(exist_ok=True)
+        for index in wanted.states:
+            assert not (job / "states" / f"{index}.safetensors").exists()
+            (folder / "states" / f"{index}.safetensors").write_bytes(b"made %d again " % index)
+        broken = self.plan.get("again") == "broken"
+        report = RegenerateReport(problem="state 1 came out otherwise" if broken else None, made=wanted.states)
+        (folder / "report.json").write_text(report.model_dump_json())
         return 0
 
     def get_keys(self) -> None:
@@ -221,4 +271,7 @@ class Executable:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "client_sdk"))
-    raise SystemExit(Executable(Path(sys.argv[1])).main())
+    played = Executable(Path(sys.argv[1]))
+    if sys.argv[2:3] == ["regenerate"]:
+        raise SystemExit(played.regenerate(Path(sys.argv[3]), Path(sys.argv[4])))
+    raise SystemExit(played.main())

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,8 +19,9 @@ import uvicorn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from labapex import sealing
-from labapex.protocol.api import EnrolReply, EnrolRequest
+from labapex.protocol.api import Earning, Earnings, EarningsRequest, EnrolReply, EnrolRequest, earnings_bytes
 from labapex.protocol.canonical import Message
+from labapex.protocol.devices import Device, Observation
 from labapex.protocol.frames import (
     Ack,
     Data,
@@ -36,10 +37,17 @@ from labapex.protocol.frames import (
     KeyRequest,
     Nack,
     Nonce,
+    Observed,
     Open,
+    OpenChunks,
     OpenStates,
+    Paused,
     Ready,
+    Refusal,
     Released,
+    TrialAnswer,
+    TrialPart,
+    TrialReady,
     Welcome,
     fin_bytes,
     frame_hash,
@@ -63,9 +71,14 @@ class Held:
     release: KeyRelease | None = None
     fin: Fin | None = None
     failed: str | None = None
+    observations: list[Observation] = field(default_factory=list)
     over: bool = False
     challenge: tuple[int, ...] = ()
+    chunk: int | None = None  # the number of the chunk of those states that is asked for first
+    chunks: bytes | None = None
     states: dict[int, bytes] = field(default_factory=dict)
+    deaf: bool = False  # its log is not answered
+    unwanted: bool = False  # its log is refused
 
     @property
     def head(self) -> bytes:
@@ -83,18 +96,34 @@ class Books:
         self.leases: dict[UUID, Held] = {}
         self.waiting: list[Held] = []
         self.ready = 0
+        self.paused = ""  # the reason that the worker gave last
+        self.price: int | None = None
         self.heartbeats: list[Heartbeat] = []
+        self.trial: list[TrialReady | TrialAnswer | TrialPart] = []
 
     def greet(self) -> list[Message]:
         live = tuple(lease for lease, held in self.leases.items() if not held.over)
         again = [challenge for held in self.leases.values() for challenge in self._challenge(held)]
         return [Greeting(heartbeat_seconds=1.0, leases=live), *again]
 
+    def reconcile(self, named: Iterable[UUID]) -> None:
+        """A grant that the worker does not name never arrived: it is given again."""
+        for lease in set(self.leases) - set(named):
+            held = self.leases[lease]
+            if held.key_request is None and not held.over:
+                self.waiting.append(self.leases.pop(lease))
+
     def hear(self, data: bytes) -> list[Message]:
         message = from_agent(data)
         if isinstance(message, Ready):
-            self.ready += 1
+            self.ready, self.paused, self.price = self.ready + 1, "", message.price_per_hour
             return self.give()
+        if isinstance(message, Paused):
+            self.ready, self.paused = 0, message.reason
+            return []
+        if isinstance(message, TrialReady | TrialAnswer | TrialPart):
+            self.trial.append(message)
+            return []
         if isinstance(message, Heartbeat):
             self.heartbeats.append(message)
             return []
@@ -102,9 +131,16 @@ class Books:
         held = self.leases.get(message.lease)
         if held is None or held.over:
             return [Released(lease=message.lease, reason="over")]
+        if held.deaf and isinstance(message, Open | Data | Fin):
+            return []
         match message:
+            case Observed():
+                held.observations += message.readings
+                return []
             case Open():
                 return [Welcome(lease=message.lease, seq=len(held.frames), next=held.records, head=held.head)]
+            case Data() if held.unwanted:
+                return [Refusal(code="body", message="does not open", fatal=True, lease=message.lease)]
             case Data():
                 return [self._commit(held, message)]
             case Fin():
@@ -150,9 +186,20 @@ class Books:
         held.fin = fin
         return [FinAck(lease=fin.lease), *self._challenge(held)]
 
+    def show(self, held: Held, what: str, number: int, body: bytes) -> list[Message]:
+        """Something was handed in; what is asked for next."""
+        if what == "chunks":
+            held.chunks = body
+            return self._challenge(held)
+        held.states[number] = body
+        return []
+
     def _challenge(self, held: Held) -> list[Message]:
         if held.over or held.fin is None or not held.challenge or len(held.states) == len(held.challenge):
             return []
+        if held.chunk is not None and held.chunks is None:
+            asked = {"number": held.chunk, "indices": held.challenge, "deadline": time.time() + 60}
+            return [OpenChunks(lease=held.grant.lease, **asked)]
         return [OpenStates(lease=held.grant.lease, indices=held.challenge, deadline=time.time() + 60)]
 
     def _release(self, held: Held, request: KeyRequest) -> list[Message]:
@@ -179,15 +226,22 @@ class Gateway:
     def __init__(self) -> None:
         self.books = Books()
         self.worker = uuid4()
-        self.manifest_key = b""
+        self.agent: bytes | None = None  # statement of the agent that is released
+        self.agent_wheel = b""
+        self.agents_sent = 0
+        self.trust = b""  # what is answered to who asks whose signatures count
         self.public_key = b""
+        self.earned: list[Earning] = []
         self.executables: dict[UUID, bytes] = {}
+        self.wheels: dict[str, bytes] = {}
         self.cut_download_at: int | None = None
         self.ranges: list[str | None] = []
         self.connections = 0
+        self.devices: tuple[Device, ...] = ()
         self.url = ""
         self._changed = asyncio.Condition()
         self._transmits: dict[int, Transmit] = {}
+        self._news: list[Message] = []  # what a request gave cause to say
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Gateway]:
@@ -230,6 +284,13 @@ class Gateway:
         for transmit in list(self._transmits.values()):
             await transmit({"type": "websocket.close", "code": 1012})
 
+    async def ask(self, message: Message) -> Message:
+        """Say something about a speed trial, and wait for the next word of it."""
+        before = len(self.books.trial)
+        await self._tell_all([message])
+        await self.until(lambda: len(self.books.trial) > before)
+        return self.books.trial[before]
+
     async def _tell_all(self, messages: list[Message]) -> None:
         for transmit in self._transmits.values():
             for message in messages:
@@ -258,7 +319,9 @@ class Gateway:
             hello.signature, hello_bytes(worker=hello.worker, nonce=nonce)
         )
         self.connections += 1
+        self.devices = hello.devices
         self.books.ready = 0
+        self.books.reconcile(hello.leases)
         self._transmits[id(scope)] = transmit
         try:
             for message in self.books.greet():
@@ -274,11 +337,15 @@ class Gateway:
         body = b""
         while True:
             event = await receive()
+            if event["type"] == "http.disconnect":
+                return  # it was not handed in whole
             body += event.get("body", b"")
             if not event.get("more_body"):
                 break
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         status, extra, answer = self._http(scope["method"], scope["path"], headers, body)
+        news, self._news = self._news, []
+        await self._tell_all(news)
         await transmit({"type": "http.response.start", "status": status, "headers": extra})
         for start in range(0, len(answer), 4096):
             if self.cut_download_at is not None and start >= self.cut_download_at:
@@ -290,13 +357,26 @@ class Gateway:
     def _http(
         self, method: str, path: str, headers: dict[str, str], body: bytes
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        if (method, path) == ("GET", "/gateway/releases/agent"):
+            return (404, [], b"") if self.agent is None else (200, [], self.agent)
+        if method == "GET" and path.startswith("/gateway/releases/agent/"):
+            self.agents_sent += 1
+            return 200, [], self.agent_wheel
+        if (method, path) == ("GET", "/gateway/trust/"):
+            return 200, [], self.trust
         if (method, path) == ("POST", "/gateway/enrol/"):
             request = EnrolRequest.model_validate_json(body)
             if request.code != "good":
                 return 403, [], json.dumps({"detail": "this code is not valid"}).encode()
             self.public_key = request.public_key
-            reply = EnrolReply(worker=self.worker, manifest_key=self.manifest_key)
+            reply = EnrolReply(worker=self.worker)
             return 200, [], reply.model_dump_json().encode()
+        if (method, path) == ("POST", "/gateway/earnings/"):
+            question = EarningsRequest.model_validate_json(body)
+            text = earnings_bytes(worker=question.worker, at=question.at, skip=question.skip)
+            sealing.verify(self.public_key, text, question.signature)
+            part = tuple(self.earned[question.skip : question.skip + 2])
+            return 200, [], Earnings(results=part, total=len(self.earned)).model_dump_json().encode()
         _, _, _, lease, what, *rest = path.split("/")
         held = self.books.leases[UUID(lease)]
         if headers.get("authorization") != f"Bearer {held.grant.token}":
@@ -309,8 +389,10 @@ class Gateway:
             if start:
                 extra.append((b"content-range", f"bytes {start}-{len(data) - 1}/{len(data)}".encode()))
             return (206 if start else 200), extra, data[start:]
-        assert (method, what) == ("PUT", "states")
-        held.states[int(rest[0])] = body
+        if method == "GET" and what == "wheels":
+            return 200, [], self.wheels[rest[0]]
+        assert method == "PUT"
+        self._news += self.books.show(held, what, int(rest[0]), body)
         return 200, [(b"content-length", b"0")], b""
 
 

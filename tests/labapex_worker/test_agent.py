@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import deque
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import settings
@@ -15,7 +16,9 @@ from tests.labapex_worker.platform_double import Books, Held
 
 from labapex.errors import MalformedInput, Tampered
 from labapex.protocol.canonical import Message
+from labapex.protocol.devices import Observation
 from labapex.protocol.frames import (
+    MAX_OBSERVATIONS,
     Ack,
     Data,
     Failed,
@@ -27,8 +30,11 @@ from labapex.protocol.frames import (
     KeyRelease,
     Nack,
     Nonce,
+    Observed,
     Open,
+    OpenChunks,
     OpenStates,
+    Paused,
     Ready,
     Refusal,
     Released,
@@ -39,9 +45,11 @@ from labapex.protocol.packing import pack
 from labapex_worker import effects
 from labapex_worker.agent import Agent, Errand, ToExecutable, ToPlatform
 from labapex_worker.phases import Phase
+from labapex_worker.session import WINDOW
 from labapex_worker.spool import Spool
 
 LOG = (Open, Data, Fin, Welcome, Ack, Nack, FinAck)
+LATE = (Data, Fin, Ack, Nack, FinAck)  # a `Welcome` that is overtaken would tell of a platform that lost frames
 LENGTH = 45  # frames, more than a window
 
 
@@ -63,6 +71,7 @@ class Line(RuleBasedStateMachine):
         self.down: deque[Message] = deque()
         self.said: deque[Message] = deque()
         self.online = False
+        self.next: int | None = None  # frame that comes after the last one sent
         self.now = 0.0
         self.agent = self.new_agent()
         self.do(self.tell(self.grant))
@@ -82,11 +91,25 @@ class Line(RuleBasedStateMachine):
             match errand:
                 case ToPlatform(message):
                     if self.online:
-                        self.up.append(message)
+                        self.sends(message)
                 case ToExecutable(_, told):
                     self.executable_hears(told)
                 case effects.SayHello():
                     self.down.extend(self.books.greet())
+
+    def sends(self, message: Message) -> None:
+        self.up.append(message)
+        match message:
+            case Open():
+                self.next = None  # it is told where to go on
+            case Data():
+                assert self.next is None or message.seq <= self.next, "a frame is left out"
+                assert message.seq < self.spool.leases()[0].base + WINDOW, (
+                    "more is on its way than the window has room for"
+                )
+                self.next = message.seq + 1
+            case Fin():
+                assert message.seq == len(self.books.leases[self.lease].frames), "the end overtakes the log"
 
     # -- the executable ------------------------------------------------------------------------------------------------
 
@@ -148,7 +171,10 @@ class Line(RuleBasedStateMachine):
         self.online = False
         self.do(self.agent.disconnected())
 
-    @rule(count=st.integers(1, 50), fate=st.sampled_from(["arrives", "arrives", "arrives", "is lost", "is doubled"]))
+    @rule(
+        count=st.integers(1, 50),
+        fate=st.sampled_from(["arrives", "arrives", "arrives", "is lost", "is doubled", "is overtaken"]),
+    )
     def carries(self, count: int, fate: str) -> None:
         for _ in range(count):
             if self.up:
@@ -158,12 +184,18 @@ class Line(RuleBasedStateMachine):
 
     def up_one(self, fate: str) -> None:
         message = self.up.popleft()
+        if fate == "is overtaken" and isinstance(message, LATE):
+            self.up.append(message)
+            return
         times = {"is lost": 0, "is doubled": 2}.get(fate, 1) if isinstance(message, LOG) else 1
         for _ in range(times):
             self.down.extend(self.books.hear(pack(message)))
 
     def down_one(self, fate: str) -> None:
         message = self.down.popleft()
+        if fate == "is overtaken" and isinstance(message, LATE):
+            self.down.append(message)
+            return
         times = {"is lost": 0, "is doubled": 2}.get(fate, 1) if isinstance(message, LOG) else 1
         for _ in range(times):
             self.do(self.tell(message))
@@ -332,6 +364,19 @@ def test_an_executable_that_ends_after_its_log_is_complete_has_not_failed(agent:
     assert agent.session.works[grant.lease].phase is Phase.FINISHED
 
 
+def test_a_log_whose_end_was_kept_is_complete_though_nobody_came_to_say_so(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "s", quota=1 << 20)
+    grant = running(Agent(spool))
+    chain = a_chain(grant.lease, 1)
+    spool.append(chain[0])
+    spool.finish(a_fin(grant.lease, chain))  # here the power fails
+    agent = Agent(spool)
+    agent.exited(grant.lease, "it was killed, the host was restarted, or its disk is full")
+    assert sent(greeted(agent, grant)) == [Open(lease=grant.lease), Ready()]
+    (lease,) = spool.leases()
+    assert lease.phase is Phase.FINISHED
+
+
 def test_a_fork_of_the_log_stops_the_lease_and_says_so(agent: Agent) -> None:
     grant = running(agent)
     agent.from_executable(grant.lease, pack(a_chain(grant.lease, 1)[0]), 1)
@@ -397,14 +442,25 @@ def test_a_full_spool_is_answered_with_silence_and_mended_by_a_nack(tmp_path: Pa
     assert ToExecutable(grant.lease, Nack(lease=grant.lease, expected=1)) in errands
 
 
-def test_states_are_uploaded_only_for_a_finished_lease(agent: Agent) -> None:
+def test_states_are_uploaded_for_a_lease_that_trains_or_has_finished(agent: Agent) -> None:
     grant = running(agent)
     challenge = OpenStates(lease=grant.lease, indices=(0, 3), deadline=5.0)
-    assert tell(agent, challenge) == []
+    assert tell(agent, challenge.model_copy(update={"lease": uuid4()})) == []
+    assert tell(agent, challenge) == [effects.Upload(grant.lease, (0, 3), 5.0)]  # for another host to go on from
     chain = a_chain(grant.lease, 1)
     agent.from_executable(grant.lease, pack(chain[0]), 1)
     agent.from_executable(grant.lease, pack(a_fin(grant.lease, chain)), 1)
     assert tell(agent, challenge) == [effects.Upload(grant.lease, (0, 3), 5.0)]
+
+
+def test_chunks_are_uploaded_only_for_a_finished_lease(agent: Agent) -> None:
+    grant = running(agent)
+    asked = OpenChunks(lease=grant.lease, number=7, indices=(0, 1, 2), deadline=5.0)
+    assert tell(agent, asked) == []
+    chain = a_chain(grant.lease, 1)
+    agent.from_executable(grant.lease, pack(chain[0]), 1)
+    agent.from_executable(grant.lease, pack(a_fin(grant.lease, chain)), 1)
+    assert tell(agent, asked) == [effects.UploadChunks(grant.lease, 7, (0, 1, 2), 5.0)]
 
 
 def test_a_refusal_of_a_running_lease_ends_it_and_a_fatal_one_the_connection(agent: Agent) -> None:
@@ -421,6 +477,72 @@ def test_a_message_that_is_none_is_refused(agent: Agent) -> None:
             agent.from_platform(data, 0.0)
 
 
-def test_a_worker_that_is_told_to_stop_takes_no_more_work(agent: Agent) -> None:
-    agent.session.drain()
-    assert sent(greeted(agent)) == []
+def test_a_worker_that_is_held_asks_for_no_work_and_says_why_on_each_connection(agent: Agent) -> None:
+    agent.hold("its owner paused it")
+    for _ in range(2):
+        assert sent(greeted(agent)) == [Paused(reason="its owner paused it")]
+    assert sent(agent.hold("its owner paused it")) == []
+    assert sent(agent.hold("too hot")) == [Paused(reason="too hot")]
+
+
+def test_a_worker_that_may_go_on_asks_for_work_at_its_owners_price(agent: Agent) -> None:
+    agent.hold("too hot")
+    greeted(agent)
+    assert sent(agent.go(5)) == [Ready(price_per_hour=5)]
+    assert sent(agent.go(5)) == []
+    assert sent(agent.go(7)) == [Ready(price_per_hour=7)]
+
+
+def test_a_new_price_waits_for_the_next_job_where_one_runs(agent: Agent) -> None:
+    grant = running(agent)
+    assert sent(agent.go(7)) == []
+    agent.failed(grant.lease, "it fell over")
+    assert sent(agent.exited(grant.lease, "exit code 1")) == [Ready(price_per_hour=7)]
+
+
+def test_what_crosses_a_pause_is_worked_on(agent: Agent) -> None:
+    greeted(agent)
+    agent.hold("its owner paused it")
+    grant = a_grant()
+    assert effects.Fetch(grant.lease) in tell(agent, grant)
+
+
+def test_a_job_that_is_given_back_is_killed_and_reported_with_the_reason(agent: Agent) -> None:
+    grant = running(agent)
+    errands = agent.give_back("the GPU is too hot")
+    assert effects.Kill(grant.lease) in errands
+    assert sent(errands)[0] == Failed(lease=grant.lease, reason="the GPU is too hot")
+    assert agent.give_back("the GPU is too hot") == []
+
+
+def test_a_job_whose_training_is_over_is_not_given_back(agent: Agent) -> None:
+    grant = running(agent)
+    agent.from_executable(grant.lease, pack(a_fin(grant.lease, [])), 1)
+    assert agent.session.works[grant.lease].phase is Phase.FINISHED
+    assert agent.give_back("the GPU is too hot") == []
+
+
+def reading(at: float) -> Observation:
+    return Observation(at=at, device="GPU-1", utilisation=90, memory=1000)
+
+
+def test_readings_of_the_device_are_sent_ten_at_a_time_and_the_rest_at_the_end(agent: Agent) -> None:
+    grant = running(agent)
+    said = [sent(agent.observed(grant.lease, reading(at))) for at in range(13)]
+    assert [n for n, messages in enumerate(said) if messages] == [9]
+    assert said[9] == [Observed(lease=grant.lease, readings=tuple(reading(at) for at in range(10)))]
+    chain = a_chain(grant.lease, 1)
+    agent.from_executable(grant.lease, pack(chain[0]), 1)
+    rest = sent(agent.from_executable(grant.lease, pack(a_fin(grant.lease, chain)), 1))
+    assert [len(message.readings) for message in rest if isinstance(message, Observed)] == [3]
+
+
+def test_readings_wait_for_a_line_and_the_oldest_go(agent: Agent) -> None:
+    grant = running(agent)
+    agent.disconnected()
+    for at in range(200):
+        assert agent.observed(grant.lease, reading(at)) == []
+    greeted(agent, grant)
+    (message,) = sent(agent.observed(grant.lease, reading(200)))
+    assert isinstance(message, Observed)
+    assert [each.at for each in message.readings] == list(range(201 - MAX_OBSERVATIONS, 201))

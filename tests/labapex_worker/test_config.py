@@ -47,9 +47,7 @@ def test_pauses_grow_to_a_limit_and_never_vanish(attempt: int) -> None:
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     home = Home(tmp_path / "w")
     home.create()
-    config = Config(
-        platform="https://x", worker=uuid4(), name="box", manifest_key=bytes(32), site_packages=(Path("/a"),)
-    )
+    config = Config(platform="https://x", worker=uuid4(), name="box", root=bytes(32), site_packages=(Path("/a"),))
     home.save(config)
     assert home.load() == config
     assert home.config.stat().st_mode & 0o077 == 0

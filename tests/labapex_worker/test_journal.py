@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -68,6 +70,28 @@ def test_a_pid_that_another_process_has_got_meanwhile_is_not_mistaken_for_the_pr
     (folder / "pid").write_text("1")
     (folder / "lock").touch()
     assert journal.look(folder) == journal.Ended(None)
+
+
+@pytest.mark.parametrize("lost", [b"", b"\0\0"])
+def test_what_a_power_cut_left_half_written_is_no_exit_status(folder: Path, lost: bytes) -> None:
+    (folder / "lock").touch()
+    (folder / "pid").write_bytes(lost)
+    (folder / "exit").write_bytes(lost)
+    assert journal.look(folder) == journal.Ended(None)
+
+
+def test_whoever_sees_that_a_program_ended_can_read_all_that_it_said(folder: Path) -> None:
+    os.mkfifo(folder / "output")  # what it says is written when somebody takes it
+    with os.fdopen(os.open(folder / "output", os.O_RDONLY | os.O_NONBLOCK), "rb") as pipe:
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+        process = start(folder, "head -c 20000 /dev/zero; exit 3")
+        while not any((folder / name).exists() for name in ("exit.part", "exit")):
+            pass
+        assert not isinstance(journal.look(folder), journal.Ended)
+        os.set_blocking(pipe.fileno(), True)
+        assert len(pipe.read()) == 20000
+    process.wait()
+    assert journal.look(folder) == journal.Ended(3)
 
 
 def test_last_words_are_one_printable_line_of_a_bounded_file(folder: Path) -> None:

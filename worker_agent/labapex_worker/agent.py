@@ -12,6 +12,7 @@ from typing import cast
 from uuid import UUID
 
 from labapex.errors import MalformedInput, Tampered
+from labapex.protocol.devices import Observation
 from labapex.protocol.frames import (
     Ack,
     Data,
@@ -26,11 +27,18 @@ from labapex.protocol.frames import (
     KeyRequest,
     Nack,
     Nonce,
+    Observed,
     Open,
+    OpenChunks,
     OpenStates,
+    Paused,
     Ready,
     Refusal,
     Released,
+    TrialBegin,
+    TrialOver,
+    TrialPrepare,
+    TrialShow,
     Welcome,
     from_executable,
     to_agent,
@@ -47,7 +55,7 @@ log = logging.getLogger(__name__)
 class ToPlatform:
     """A message for the platform, if there is a connection; else it may be dropped."""
 
-    message: Ready | Heartbeat | Failed | Open | Data | Fin | KeyRequest
+    message: Ready | Paused | Heartbeat | Observed | Failed | Open | Data | Fin | KeyRequest
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,12 @@ Errand = (
     | effects.Fetch
     | effects.Start
     | effects.Kill
+    | effects.UploadChunks
     | effects.Upload
     | effects.Discard
     | effects.HangUp
+    | effects.Measure
+    | effects.Decline
 )
 
 
@@ -76,7 +87,7 @@ class Agent:
 
     def __init__(self, spool: Spool, *, slots: int = 1) -> None:
         self._spool = spool
-        self._held_back: set[UUID] = set()  # leases whose executable waits for room in the spool
+        self._held_back: dict[UUID, int] = {}  # leases whose executable waits for room in the spool, and for how much
         self._nacked: dict[
             UUID, int
         ] = {}  # the gap of which the executable was told: once, or it would send in circles
@@ -109,7 +120,7 @@ class Agent:
         return self._do(self.session.disconnected())
 
     def tick(self, now: float) -> list[Errand]:
-        return self._do(self.session.tick(now))
+        return [*self._let_on(), *self._do(self.session.tick(now))]
 
     def from_platform(self, data: bytes, now: float) -> list[Errand]:
         """One message from the platform. Raises `MalformedInput` for what is none: the connection is of no more use."""
@@ -135,8 +146,12 @@ class Agent:
                 return self._do(self.session.idle(message))
             case KeyRelease():
                 return self._do(self.session.key_release(message))
+            case OpenChunks():
+                return self._do(self.session.open_chunks(message))
             case OpenStates():
                 return self._do(self.session.open_states(message))
+            case TrialPrepare() | TrialBegin() | TrialShow() | TrialOver():
+                return self._do(self.session.measure(message))
             case Released():
                 return self._do(self.session.released(message))
 
@@ -179,9 +194,9 @@ class Agent:
         if taken is Taken.FULL:
             if frame.lease not in self._held_back:
                 log.warning(
-                    "lease %s: the spool is full; its log is held back until the platform takes some", frame.lease
+                    "lease %s: the spool or the disk is full; its log is held back until there is room", frame.lease
                 )
-            self._held_back.add(frame.lease)
+            self._held_back.setdefault(frame.lease, len(frame.payload))
             return []
         if taken is Taken.GAP:
             if frame.lease in self._held_back or self._nacked.get(frame.lease) == held.seq:
@@ -201,7 +216,6 @@ class Agent:
     def _settle(self, lease: UUID, count: int, head: bytes, now: float, *, welcome: bool) -> list[Errand]:
         if lease not in self.session.works:
             return []
-        before = self._spool.spooled_bytes
         try:
             base = self._spool.acknowledge(lease, count, head)
         except Forked as error:
@@ -213,13 +227,14 @@ class Agent:
             reason = f"the platform has lost frames: it acknowledged {base} and now holds {count}"
             return self._do(self.session.failed(lease, reason))
         told = self.session.welcomed if welcome else self.session.acknowledged
-        errands = self._do(told(lease, base, now))
-        if self._held_back and self._spool.spooled_bytes < before:
-            for waiting in self._held_back:
-                if (held := self._spool.lease(waiting)) is not None:
-                    errands.append(ToExecutable(waiting, Nack(lease=waiting, expected=held.seq)))
-            self._held_back.clear()
-        return errands
+        return [*self._do(told(lease, base, now)), *self._let_on()]
+
+    def _let_on(self) -> list[Errand]:
+        """Ask the executables that wait for room to go on, where there is some."""
+        found = [lease for lease, size in self._held_back.items() if self._spool.room(size)]
+        for lease in found:
+            del self._held_back[lease]
+        return [ToExecutable(lease, Nack(lease=lease, expected=self._row(lease).seq)) for lease in found]
 
     # -- the host ------------------------------------------------------------------------------------------------------
 
@@ -235,9 +250,21 @@ class Agent:
     def failed(self, lease: UUID, reason: str) -> list[Errand]:
         return self._do(self.session.failed(lease, reason))
 
+    def hold(self, reason: str) -> list[Errand]:
+        return self._do(self.session.hold(reason))
+
+    def go(self, price: int | None) -> list[Errand]:
+        return self._do(self.session.go(price))
+
+    def give_back(self, reason: str) -> list[Errand]:
+        return self._do(self.session.give_back(reason))
+
+    def observed(self, lease: UUID, reading: Observation) -> list[Errand]:
+        return self._do(self.session.observed(lease, reading))
+
     def discarded(self, lease: UUID) -> list[Errand]:
         self._spool.forget(lease)
-        self._held_back.discard(lease)
+        self._held_back.pop(lease, None)
         self._nacked.pop(lease, None)
         return self._do(self.session.discarded(lease))
 

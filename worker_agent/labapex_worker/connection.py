@@ -18,6 +18,7 @@ from labapex.protocol.packing import pack
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds
+PING_SECONDS = 10.0  # between two of them, and for an answer: then the connection is dead, though nobody said so
 QUEUE = 4096  # messages that wait for the network; the session's window keeps the number far below
 
 
@@ -54,7 +55,13 @@ class Connection:
         while True:
             try:
                 async with connect(
-                    self._url, max_size=MAX_MESSAGE, compression=None, open_timeout=20, close_timeout=2
+                    self._url,
+                    max_size=MAX_MESSAGE,
+                    compression=None,
+                    open_timeout=20,
+                    close_timeout=2,
+                    ping_interval=PING_SECONDS,
+                    ping_timeout=PING_SECONDS,
                 ) as opened:
                     attempt = await self._talk(opened, attempt)
             except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed) as error:

@@ -5,7 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-from labapex.protocol.frames import Failed, Fin, Grant, Heartbeat, KeyRelease, KeyRequest, Open, Ready
+from labapex.protocol.frames import (
+    Failed,
+    Fin,
+    Grant,
+    Heartbeat,
+    KeyRelease,
+    KeyRequest,
+    Observed,
+    Open,
+    Paused,
+    Ready,
+    TrialBegin,
+    TrialOver,
+    TrialPrepare,
+    TrialShow,
+)
 from labapex_worker.phases import Phase
 
 
@@ -13,7 +28,7 @@ from labapex_worker.phases import Phase
 class Send:
     """A message to the platform."""
 
-    message: Ready | Heartbeat | Failed | Open | Fin | KeyRequest
+    message: Ready | Paused | Heartbeat | Observed | Failed | Open | Fin | KeyRequest
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,16 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class UploadChunks:
+    """Upload chunk `number` of the parameters of all these leaves before the deadline (Unix time)."""
+
+    lease: UUID
+    number: int
+    indices: tuple[int, ...]
+    deadline: float
+
+
+@dataclass(frozen=True)
 class Upload:
     """Upload these states before the deadline (Unix time)."""
 
@@ -109,6 +134,36 @@ class HangUp:
     reason: str
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What the platform wants of a speed trial."""
+
+    asked: TrialPrepare | TrialBegin | TrialShow | TrialOver
+
+
+@dataclass(frozen=True)
+class Decline:
+    """Say why there can be no speed trial now."""
+
+    trial: UUID
+    reason: str
+
+
 Effect = (
-    Send | SayHello | SendFrames | Tell | Accept | Move | KeepRelease | Fetch | Start | Kill | Upload | Discard | HangUp
+    Send
+    | SayHello
+    | SendFrames
+    | Tell
+    | Accept
+    | Move
+    | KeepRelease
+    | Fetch
+    | Start
+    | Kill
+    | UploadChunks
+    | Upload
+    | Discard
+    | HangUp
+    | Measure
+    | Decline
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from labapex import durable
 from labapex.errors import UsageError
+from labapex.protocol.api import EarningsRequest, earnings_bytes
+from labapex.protocol.devices import Device
 from labapex.protocol.frames import Hello, hello_bytes
 
 
@@ -24,11 +26,7 @@ class Identity:
         if path.exists():
             return cls.load(path)
         key = Ed25519PrivateKey.generate()
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key.private_bytes_raw())
-            file.flush()
-            os.fsync(file.fileno())
+        durable.write(path, key.private_bytes_raw())
         return cls(key)
 
     @classmethod
@@ -48,7 +46,12 @@ class Identity:
     def public_key(self) -> bytes:
         return self._key.public_key().public_bytes_raw()
 
-    def hello(self, worker: UUID, nonce: bytes, devices: tuple[str, ...], leases: tuple[UUID, ...]) -> Hello:
+    def hello(self, worker: UUID, nonce: bytes, devices: tuple[Device, ...], leases: tuple[UUID, ...]) -> Hello:
         """Answer to the platform's nonce."""
         signature = self._key.sign(hello_bytes(worker=worker, nonce=nonce))
         return Hello(worker=worker, signature=signature, devices=devices, leases=leases)
+
+    def asks_for_earnings(self, worker: UUID, *, at: int, skip: int) -> EarningsRequest:
+        """A signed request for the part of the list after `skip` entries; `at` in Unix seconds."""
+        signature = self._key.sign(earnings_bytes(worker=worker, at=at, skip=skip))
+        return EarningsRequest(worker=worker, at=at, skip=skip, signature=signature)

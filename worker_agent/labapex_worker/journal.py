@@ -2,8 +2,9 @@
 
 A shell stands between daemon and program. It writes its pid, waits for the program, writes the exit code, and holds a
 lock on `lock` as long as it lives: a lock cannot be mistaken for another process, as a pid can, and ends with its
-holder whatever kills it. The first `OUTPUT_BYTES` of what the program itself prints (the script's output goes encrypted
-to the platform) lie in `output`. All of it stands where the program cannot reach it.
+holder whatever kills it. What cannot be read of what it wrote, because the disk was full or the power failed, counts as
+not written. The first `OUTPUT_BYTES` of what the program itself prints (the script's output goes encrypted to the
+platform) lie in `output`. All of it stands where the program cannot reach it.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ umask 077
 printf %s "$$" >"$0/pid.part" && mv "$0/pid.part" "$0/pid" || exit 125
 {{
     "$@" </dev/null
-    printf %s "$?" >"$0/exit.part" && mv "$0/exit.part" "$0/exit"
+    printf %s "$?" >"$0/exit.part"
 }} 2>&1 | {{ head -c {OUTPUT_BYTES}; cat >/dev/null; }} >"$0/output"
-"""
+mv "$0/exit.part" "$0/exit"
+"""  # the last: who sees how it ended can read what it said
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Ended:
 
     def __str__(self) -> str:
         if self.code is None:
-            return "it was killed, or the host was restarted"
+            return "it was killed, the host was restarted, or its disk is full"
         if self.code > 128:
             return f"it was ended by signal {self.code - 128}"
         return f"exit code {self.code}"
@@ -90,6 +92,12 @@ def kill(folder: Path) -> None:
             time.sleep(0.01)  # the keeper has just been started and is about to write its pid
 
 
+def how(folder: Path, ended: Ended) -> str:
+    """How the program whose journal is in `folder` ended, with its last words where it failed."""
+    words = last_words(folder)
+    return f"{ended}: {words}" if words and ended.code != 0 else str(ended)
+
+
 def last_words(folder: Path) -> str:
     """The last line that the program itself printed, made safe for a log."""
     try:
@@ -107,8 +115,8 @@ def _ended(folder: Path) -> Ended | None:
 
 def _number(path: Path) -> int | None:
     try:
-        return int(path.read_text())
-    except FileNotFoundError:
+        return int(path.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
 
 

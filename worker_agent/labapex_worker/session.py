@@ -18,7 +18,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from labapex.protocol.devices import Observation
 from labapex.protocol.frames import (
+    MAX_OBSERVATIONS,
     Failed,
     Fin,
     Grant,
@@ -29,20 +31,29 @@ from labapex.protocol.frames import (
     KeyRequest,
     Nack,
     Nonce,
+    Observed,
     Open,
+    OpenChunks,
     OpenStates,
+    Paused,
     Ready,
     Refusal,
     Released,
+    TrialBegin,
+    TrialOver,
+    TrialPrepare,
+    TrialShow,
 )
 from labapex_worker.effects import (
     Accept,
+    Decline,
     Discard,
     Effect,
     Fetch,
     HangUp,
     KeepRelease,
     Kill,
+    Measure,
     Move,
     SayHello,
     Send,
@@ -50,11 +61,14 @@ from labapex_worker.effects import (
     Start,
     Tell,
     Upload,
+    UploadChunks,
 )
 from labapex_worker.phases import Phase
 
+TRAINS = (Phase.GRANTED, Phase.STARTING, Phase.RUNNING)
 WINDOW = 32  # frames on their way
 RETRY_SECONDS = 5.0
+OBSERVATIONS_AT_ONCE = 10
 
 
 @dataclass
@@ -71,6 +85,7 @@ class Work:
     end: int = 0  # frames that are spooled
     fin: Fin | None = None
     drains: bool = True  # False: the platform takes no more of its log
+    observations: list[Observation] = field(default_factory=list)  # not sent yet; the oldest go where no line is
     # Of this connection:
     cursor: int = 0  # next frame to send
     synced: bool = False  # the platform said what it holds
@@ -82,7 +97,7 @@ class Work:
 
     @property
     def busy(self) -> bool:
-        return self.alive or self.phase in (Phase.GRANTED, Phase.STARTING, Phase.RUNNING)
+        return self.alive or self.phase in TRAINS
 
 
 @dataclass
@@ -91,7 +106,8 @@ class Session:
 
     slots: int = 1
     works: dict[UUID, Work] = field(default_factory=dict)
-    taking: bool = True  # asks for more work
+    held: str | None = None  # why it asks for no more work; None: it does
+    price: int | None = None  # micro-credits for an hour of the next lease; None: what the platform has on record
 
     _greeted: bool = False
     _connected: bool = False
@@ -163,10 +179,26 @@ class Session:
                 effects += self._resume(work)
         return effects
 
-    def drain(self) -> list[Effect]:
-        """Take no more work."""
-        self.taking = False
-        return []
+    # -- the owner -----------------------------------------------------------------------------------------------------
+
+    def hold(self, reason: str) -> list[Effect]:
+        """Take no more work, and tell the platform why. A grant that is on its way already is worked on all the same."""
+        if reason == self.held:
+            return []
+        self.held, self._asked = reason, False
+        return self._ask()
+
+    def go(self, price: int | None) -> list[Effect]:
+        """Take work, at this price."""
+        if self.held is None and price == self.price:
+            return []
+        self.held, self.price, self._asked = None, price, False
+        return self._ask()
+
+    def give_back(self, reason: str) -> list[Effect]:
+        """Give up what trains here, so that the job goes to another worker."""
+        trains = [work.lease for work in self.works.values() if work.phase in TRAINS]
+        return [effect for lease in trains for effect in self.failed(lease, reason)]
 
     def refusal(self, message: Refusal) -> list[Effect]:
         work = None if message.lease is None else self.works.get(message.lease)
@@ -178,6 +210,12 @@ class Session:
         if message.fatal:
             effects.append(HangUp(f"the platform refused: {message.message} ({message.code})"))
         return effects
+
+    def measure(self, message: TrialPrepare | TrialBegin | TrialShow | TrialOver) -> list[Effect]:
+        """A speed trial. It has the host for itself: jobs come afterwards."""
+        if isinstance(message, TrialPrepare) and self._busy():
+            return [Decline(message.trial, "a job runs on this host")]
+        return [Measure(message)]
 
     # -- leases, as the platform sees them -----------------------------------------------------------------------------
 
@@ -201,9 +239,16 @@ class Session:
         work.key_release = message
         return [KeepRelease(message), Tell(message.lease, message)]
 
-    def open_states(self, message: OpenStates) -> list[Effect]:
+    def open_chunks(self, message: OpenChunks) -> list[Effect]:
         work = self.works.get(message.lease)
         if work is None or work.phase not in (Phase.FINISHED, Phase.CLOSED):
+            return []
+        return [UploadChunks(message.lease, message.number, message.indices, message.deadline)]
+
+    def open_states(self, message: OpenStates) -> list[Effect]:
+        """What a challenge asks for; or, while the job trains, what another host could go on from."""
+        work = self.works.get(message.lease)
+        if work is None or work.phase not in (Phase.RUNNING, Phase.FINISHED, Phase.CLOSED):
             return []
         return [Upload(message.lease, message.indices, message.deadline)]
 
@@ -241,8 +286,18 @@ class Session:
             return []
         work.alive = False
         if work.phase in (Phase.STARTING, Phase.RUNNING):
+            if work.fin is not None:  # kept by a daemon that did not come to say so
+                return [*self.finished(work.fin), *self._ask()]
             return [*self.failed(lease, f"the executable ended before its log was complete: {how}"), *self._ask()]
         return self._ask()
+
+    def observed(self, lease: UUID, reading: Observation) -> list[Effect]:
+        """The agent looked at the device on which the lease runs."""
+        work = self.works.get(lease)
+        if work is None or work.phase is not Phase.RUNNING:
+            return []
+        work.observations = [*work.observations, reading][-MAX_OBSERVATIONS:]
+        return self._report(work) if len(work.observations) >= OBSERVATIONS_AT_ONCE else []
 
     def failed(self, lease: UUID, reason: str) -> list[Effect]:
         work = self.works.get(lease)
@@ -279,6 +334,7 @@ class Session:
         if work.phase in (Phase.STARTING, Phase.RUNNING):
             work.phase = Phase.FINISHED
             effects.append(Move(work.lease, Phase.FINISHED))
+            effects += self._report(work)
         return effects + self._flush(work)
 
     def welcomed(self, lease: UUID, base: int, now: float) -> list[Effect]:
@@ -325,10 +381,16 @@ class Session:
         return sum(work.busy for work in self.works.values())
 
     def _ask(self) -> list[Effect]:
-        if not self._greeted or self._asked or not self.taking or self._busy() >= self.slots:
+        """Say, once on each connection and at each change, that it wants work or why not."""
+        if not self._greeted or self._asked:
+            return []
+        if self.held is not None:
+            self._asked = True
+            return [Send(Paused(reason=self.held[:500]))]
+        if self._busy() >= self.slots:
             return []
         self._asked = True
-        return [Send(Ready())]
+        return [Send(Ready(price_per_hour=self.price))]
 
     @staticmethod
     def _open(work: Work) -> bool:
@@ -336,6 +398,12 @@ class Session:
         if work.phase is Phase.FAILED:
             return work.drains and work.base < work.end
         return work.phase in (Phase.RUNNING, Phase.FINISHED) and (work.end > 0 or work.fin is not None)
+
+    def _report(self, work: Work) -> list[Effect]:
+        if not self._greeted or not work.observations:
+            return []
+        readings, work.observations = tuple(work.observations), []
+        return [Send(Observed(lease=work.lease, readings=readings))]
 
     def _resume(self, work: Work) -> list[Effect]:
         """Ask the platform anew what it holds of a log."""

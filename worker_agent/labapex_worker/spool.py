@@ -4,12 +4,15 @@ A frame is committed together with the log's new head before the executable is t
 only when the platform acknowledges it with the frame's own hash. In between it never changes. So a kill -9 or a power
 cut at any moment loses nothing and doubles nothing. SQLite in WAL mode with `synchronous=FULL` gives the durability.
 
+A disk without room takes no more frames before it takes nothing more at all: the last of it is for what is decided.
+
 The frames come from where the client's code runs: size, chain and hash are checked before anything is kept.
 """
 
 from __future__ import annotations
 
 import hmac
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +24,14 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
-from labapex.errors import MalformedInput, Tampered, UsageError
+from labapex.errors import LabApexError, MalformedInput, Tampered, UsageError
 from labapex.protocol.canonical import Message
 from labapex.protocol.frames import MAX_MESSAGE, Data, Fin, Grant, KeyRelease, KeyRequest, frame_hash, genesis
 from labapex.protocol.packing import pack, unpack
 from labapex_worker.phases import Phase
 
 SCHEMA_VERSION = 1
+LEFT_BYTES = 64 << 20  # of the disk, that frames leave free
 _SCHEMA = """
 CREATE TABLE leases (
     lease BLOB PRIMARY KEY, job BLOB NOT NULL, name TEXT NOT NULL, token TEXT NOT NULL, size INTEGER NOT NULL,
@@ -52,7 +56,7 @@ class Taken(Enum):
     APPENDED = "appended"
     KNOWN = "known"  # held already, or once held
     GAP = "gap"
-    FULL = "full"  # the quota is used up: neither kept nor acknowledged
+    FULL = "full"  # the quota is used up, or the disk: neither kept nor acknowledged
 
 
 @dataclass(frozen=True)
@@ -81,21 +85,26 @@ class Forked(MalformedInput):
     """The platform claims to hold another log than the one that was spooled here."""
 
 
+class DiskFull(LabApexError):
+    """What has to be remembered cannot be written: nothing was changed, and the program knows more than its disk."""
+
+
 class Spool:
     """One SQLite file; `quota` is in bytes of payload over all leases. Not for use by several threads."""
 
     def __init__(self, path: Path, *, quota: int, read_only: bool = False) -> None:
-        self._quota = quota
+        self._quota, self._folder = quota, path.parent
         if read_only:
             self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
         else:
-            path.touch(mode=0o600)
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.execute("PRAGMA foreign_keys = ON")
-            if self._version() == 0:
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            with self._writing():
+                path.touch(mode=0o600)
+                self._db = sqlite3.connect(path, isolation_level=None)
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+                self._db.execute("PRAGMA foreign_keys = ON")
+                if self._version() == 0:
+                    self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
         if self._version() != SCHEMA_VERSION:
             raise UsageError(f"{path} was written by another version of this program; upgrade the older of the two")
         self._bytes = int(self._db.execute("SELECT coalesce(sum(length(payload)), 0) FROM frames").fetchone()[0])
@@ -106,6 +115,10 @@ class Spool:
     @property
     def spooled_bytes(self) -> int:
         return self._bytes
+
+    def room(self, size: int) -> bool:
+        """Whether so many bytes more of frames would be taken."""
+        return self._bytes + size <= self._quota and shutil.disk_usage(self._folder).free >= LEFT_BYTES
 
     # -- leases --------------------------------------------------------------------------------------------------------
 
@@ -161,9 +174,10 @@ class Spool:
             return Taken.KNOWN
         if held.fin is not None:
             raise Tampered(f"frame {frame.seq} comes after the end of the log")
-        if not hmac.compare_digest(frame.prev, held.head) or frame.first != held.next:
+        # The first frame says where the log begins: a run may come from another host. The platform knows whether it does.
+        if not hmac.compare_digest(frame.prev, held.head) or (held.seq and frame.first != held.next):
             raise Tampered(f"frame {frame.seq} does not continue the log")
-        if self._bytes + len(frame.payload) > self._quota:
+        if not self.room(len(frame.payload)):
             return Taken.FULL
         with self._transaction():
             self._db.execute(
@@ -246,13 +260,25 @@ class Spool:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        with self._writing():
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:  # SQLite has undone it already after some errors
+                    self._db.execute("ROLLBACK")
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raises `DiskFull` where that is why something cannot be written, which SQLite tells in several ways."""
         try:
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
+        except (sqlite3.OperationalError, OSError) as error:
+            free = shutil.disk_usage(self._folder).free
+            if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL or free < LEFT_BYTES:
+                raise DiskFull(f"{self._folder} has no room: {free >> 20} MiB are free ({error})") from error
             raise
-        self._db.execute("COMMIT")
 
 
 _SELECT = (

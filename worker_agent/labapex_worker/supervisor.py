@@ -11,11 +11,12 @@ import stat
 import struct
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 from uuid import UUID
 
-from labapex import sandbox
+from labapex import environments, executable, sandbox
 from labapex.errors import MalformedInput, UsageError
 from labapex.proof.determinism import pin
 from labapex.protocol.canonical import Message
@@ -45,31 +46,46 @@ class Folder:
         self.part = path / "executable.part"
         self.door = path / "door"
         self.socket = path / "door" / "agent.sock"
+        self.wheels = path / "wheels"
         self.job = path / "job"
+        self.chunks = path / "chunks.bin"  # what is handed in when chunks are asked for
+
+    @property
+    def again(self) -> Folder:
+        """Where states that were not kept are made anew, in `job/states/` as ever."""
+        return Folder(self.path / "again")
 
     def create(self) -> None:
-        for folder in (self.path, self.door, self.job, self.job / "tmp"):
+        for folder in (self.path, self.door, self.job):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.door.chmod(0o755)  # the sandbox's user may be another; the folder above stays closed
 
     def open_state(self, index: int) -> IO[bytes]:
-        """A state file for reading.
+        """The state file of a leaf for reading. Raises `OSError` or `MalformedInput`."""
+        return self._open_kept(f"{index}.safetensors")
+
+    def open_tree(self, index: int) -> IO[bytes]:
+        """The hashes of that state's tree, which were written beside it. Raises `OSError` or `MalformedInput`."""
+        return self._open_kept(f"{index}.tree")
+
+    def _open_kept(self, name: str) -> IO[bytes]:
+        """A file that was kept of a leaf.
 
         The job folder is written by hostile code: a link in it must not make us hand out another file of this host, nor
-        a pipe stop us. Raises `OSError` or `MalformedInput`."""
+        a pipe stop us."""
         folder = os.open(self.job, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         try:
             states = os.open("states", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
             try:
                 flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-                file = os.open(f"{index}.safetensors", flags, dir_fd=states)
+                file = os.open(name, flags, dir_fd=states)
             finally:
                 os.close(states)
         finally:
             os.close(folder)
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
-            raise MalformedInput(f"the state of leaf {index} is not a file")
+            raise MalformedInput(f"{name} is not a file")
         return os.fdopen(file, "rb")
 
     def remove(self) -> None:
@@ -86,25 +102,53 @@ class Folder:
             raise OSError(f"{self.path} could not be deleted: {said[-300:].decode(errors='replace').strip()}")
 
 
-def start(lease: UUID, home: Home, config: Config, *, threads: int) -> subprocess.Popen[bytes]:
-    """Start a verified executable in the sandbox, with an environment built from nothing."""
+def start(
+    lease: UUID, home: Home, config: Config, *, threads: int, packages: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a verified executable in the sandbox, with an environment built from nothing. `packages`: the job's own."""
     folder = Folder(home.lease(lease))
     door = INSIDE if sandbox.available() is None else folder.door
     if len(os.fsencode(door / folder.socket.name)) > SOCKET_PATH_BYTES:
         raise UsageError(f"{home.path} is too long a path for sockets without a sandbox; choose a shorter --home")
-    see = (folder.executable, *config.site_packages, *config.read_only)
-    confinement = Confinement(
-        folder=folder.job,
-        read_only=tuple(path for path in see if not path.is_relative_to("/usr")),
+    box = confinement(config, folder.job, see=(folder.executable,), threads=threads)
+    box = replace(
+        box,
         placed=((folder.door, INSIDE),),
+        private=_private(config, folder),
+        environment={
+            **box.environment,
+            "LABAPEX_AGENT_SOCKET": str(door / folder.socket.name),
+            "LABAPEX_JOB_FOLDER": str(folder.job),
+        },
+    )
+    return journal.start(folder.path, [str(folder.executable)], environments.mounted(box, packages))
+
+
+def _private(config: Config, folder: Folder) -> tuple[tuple[Path, int], ...]:
+    """The folders of a job that lie in memory alone, with the size of each: where the client's files are opened, and `tmp`.
+
+    None where there is no room: twice what was sent, as scripts write beside it. And none where the host does not keep every
+    state: these files have to outlive the run then."""
+    room = config.private_bytes if config.private_bytes is not None else sandbox.most_memory() // 4
+    manifest = executable.inspect(folder.executable).manifest
+    if manifest.contract.keep_every > 1 or 2 * sum(section.size for section in manifest.sections) > room:
+        log.info("lease %s: code and data lie on this disk, in the clear, while the job runs", manifest.contract.lease)
+        return ()
+    return tuple((folder.job / name, room) for name in ("work", "tmp"))
+
+
+def confinement(config: Config, folder: Path, *, see: tuple[Path, ...], threads: int) -> Confinement:
+    """The sandbox of an executable that writes into `folder` and reads what else it may `see`."""
+    see = (*see, *config.site_packages, *config.read_only)
+    return Confinement(
+        folder=folder,
+        read_only=tuple(path for path in see if not path.is_relative_to("/usr")),
         devices=devices.nodes(),
         environment={
             **pin(threads),
-            "LABAPEX_AGENT_SOCKET": str(door / folder.socket.name),
-            "LABAPEX_JOB_FOLDER": str(folder.job),
+            **devices.visible(),
             "LABAPEX_SITE_PACKAGES": os.pathsep.join(map(str, config.site_packages)),
-            "HOME": str(folder.job),
-            "TMPDIR": str(folder.job / "tmp"),
+            "TMPDIR": str(folder),  # where the executable unpacks itself; scripts get another
             "USER": "job",
             "LOGNAME": "job",
             "LANG": "C.UTF-8",
@@ -112,10 +156,11 @@ def start(lease: UUID, home: Home, config: Config, *, threads: int) -> subproces
             "PYTHONHASHSEED": "0",
         },
         memory_bytes=config.memory_bytes,
+        total_memory_bytes=config.total_memory_bytes or sandbox.most_memory(),
         file_bytes=config.file_bytes,
+        disk_bytes=config.disk_bytes,
         processes=config.processes,
     )
-    return journal.start(folder.path, [str(folder.executable)], confinement)
 
 
 class Door:
