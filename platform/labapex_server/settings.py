@@ -108,21 +108,24 @@ CACHES = {
 
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["labapex_server.api.authentication.TokenAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PERMISSION_CLASSES": ["labapex_server.api.authentication.Scoped"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "labapex_server.api.schema.Description",
+    "DEFAULT_THROTTLE_CLASSES": ["labapex_server.api.limits.PerCaller"],
     "DEFAULT_THROTTLE_RATES": {"login": LABAPEX.login_rate},
     "EXCEPTION_HANDLER": "labapex_server.api.problems.handle",
+    "DEFAULT_METADATA_CLASS": None,  # OPTIONS would describe a view to whoever asks; the description is public as it is
     "UNAUTHENTICATED_USER": None,
+    "NUM_PROXIES": 0,  # who asks is the socket's address; uvicorn puts in what a trusted proxy says, and nobody else
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Lab Apex",
     "DESCRIPTION": "Buy GPU training and know that it was done.",
     "VERSION": "1",
-    "SERVE_INCLUDE_SCHEMA": False,
-    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
-    "SERVE_AUTHENTICATION": [],
+    "OAS_VERSION": "3.1.0",
+    "SERVERS": [{"url": "/"}],
+    "POSTPROCESSING_HOOKS": ["labapex_server.api.schema.complete"],
 }
 
 LOGGING: dict[str, Any] = {

@@ -6,12 +6,15 @@ A script of this test suite is one line, for example `problem: it raised`. An ho
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import struct
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ENVIRONMENT = {"python": "3.11", "torch": "2.13", "device": "cpu: test", "capability": "AVX2", "threads": 1}
 FACTS = {
@@ -45,6 +48,8 @@ def main() -> None:
     if word == "look":
         seen = {"environment": sorted(os.environ), "secret": Path(rest).exists()}
         report: dict[str, object] = {"problem": json.dumps(seen)}
+    elif word == "packages":
+        report = {"problem": " ".join(sorted(p.name for p in Path(os.environ["LABAPEX_PACKAGES"]).iterdir()))}
     elif mode == "preflight":
         report = preflight(word, rest)
     else:
@@ -57,12 +62,14 @@ def main() -> None:
 def preflight(word: str, rest: str) -> dict[str, object]:
     if word == "problem":
         return {"problem": rest, "console": "Traceback"}
+    named = [rest] if word == "stolen" else []
     seconds = float(rest) if word == "slow" else 0.01
     per_epoch = int(rest) if word == "long" else 7
     return {
         "facts": {**FACTS, "iterations_per_epoch": per_epoch},
         "environment": ENVIRONMENT,
         "initial_state": "11" * 32,
+        "start": {"tensors": 4, "given": len(named), "unproven": len(named), "names": named},
         "iteration_seconds": seconds,
         "replay_max_error": 0.0,
         "console": "epoch 1\n",
@@ -71,6 +78,9 @@ def preflight(word: str, rest: str) -> dict[str, object]:
 
 def replay(request: dict[str, dict[str, object]], folder: Path) -> dict[str, object]:
     """Every segment ends in the state that an honest worker commits to. No leaf of this suite has a true batch digest."""
+    script = (folder / "work" / str(request["contract"]["script"])).read_text()
+    if script.startswith("true: "):
+        return truth(request, json.loads(script.removeprefix("true: ")), folder)
     states = sorted(int(path.stem) for path in (folder / "states").iterdir())
     if sorted(map(int, request["digests"])) != states:
         return {"problem": "states and digests do not belong together"}
@@ -81,6 +91,8 @@ def replay(request: dict[str, dict[str, object]], folder: Path) -> dict[str, obj
             "start": 0,
             "stop": 1,
             "state": hashlib.sha256(f"state {leaf + 1}".encode()).hexdigest(),
+            "chunks": 3,
+            "settings": "5e" * 32,
             "batches": "ba" * 32,
             "losses": "",
             "seconds": 0.1,
@@ -90,6 +102,44 @@ def replay(request: dict[str, dict[str, object]], folder: Path) -> dict[str, obj
     return {
         "environment": ENVIRONMENT,
         "initial_state": hashlib.sha256(b"state 0").hexdigest(),
+        "segments": segments,
+        "seconds": 0.5,
+    }
+
+
+def truth(request: dict[str, Any], told: dict[str, Any], folder: Path) -> dict[str, object]:
+    """What a replay finds in a run whose states, steps and losses the script tells; from each state that is not there it goes
+    back to one that is, and reports what it passes."""
+    (folder / "weights.safetensors").write_bytes(b"weights of the final state")
+    here = sorted(int(path.stem) for path in (folder / "states").iterdir())
+    passed: dict[int, int] = {}
+    for wanted in request["segments"]:
+        origin = max(index for index in here if index <= wanted)
+        passed |= dict.fromkeys(range(origin, wanted + 1), origin)
+    steps, losses = told["steps"], told["losses"]
+    segments = [
+        {
+            "leaf": leaf,
+            "origin": origin if origin < leaf else None,
+            "start": steps[leaf],
+            "stop": steps[leaf + 1],
+            "state": told["states"][leaf + 1],
+            "chunks": 3,
+            "settings": "5e" * 32,
+            "batches": "ba" * 32,
+            "losses": base64.b64encode(
+                b"".join(struct.pack("<d", loss) for loss in losses[steps[leaf] : steps[leaf + 1]])
+            ).decode(),
+            "update_norm": 0.5,
+            "seconds": 0.1,
+        }
+        for leaf, origin in sorted(passed.items())
+    ]
+    return {
+        "environment": ENVIRONMENT,
+        "initial_state": told["states"][0],
+        "initial_chunks": 3,
+        "initial_settings": "5e" * 32,
         "segments": segments,
         "seconds": 0.5,
     }

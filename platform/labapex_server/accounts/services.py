@@ -1,19 +1,39 @@
-"""Accounts and API tokens."""
+"""Accounts and API tokens. A token's secret is `apex_`, 40 random characters and a checksum of 6.
+
+The prefix lets scanners of repositories recognise one that leaked; the checksum (CRC-32, as GitHub's tokens have it) lets
+them, and us, tell a token from a typing error without asking a database.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import secrets
+import string
+import zlib
+from collections.abc import Iterable
 from datetime import timedelta
 
 from django.db import transaction
 
+from labapex.protocol.api import TOKEN_DAYS, Scope
 from labapex_server.accounts.models import Token, User
 from labapex_server.lib import clock
+from labapex_server.lib.errors import Refused
 
-_PREFIX = "lax_"
+_PREFIX = "apex_"
+_ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+_RANDOM = 40  # characters of log2(62) bits: 238 bits
+_CHECKSUM = 6
+_SHOWN = len(_PREFIX) + 4
 _USED_RESOLUTION = timedelta(minutes=1)
+
+
+class TokenRefused(Refused):
+    """The token opens nothing. The message says which one was sent, and never more of it than its prefix."""
+
+    status = 401
+    code = "not-logged-in"
 
 
 @transaction.atomic
@@ -21,38 +41,75 @@ def create_user(username: str, *, password: str, email: str = "") -> User:
     return User.objects.create_user(username=username, password=password, email=email)
 
 
-def issue_token(user: User, *, name: str) -> str:
-    """A new token's secret. It is shown this once; only its digest is kept."""
-    secret = _PREFIX + secrets.token_urlsafe(32)
-    Token.objects.create(
-        user=user, name=name, prefix=secret[: len(_PREFIX) + 4], digest=_digest(secret), created_at=clock.now()
+def issue_token(user: User, *, name: str, scopes: Iterable[Scope] = tuple(Scope), days: int | None = TOKEN_DAYS) -> str:
+    """A new token's secret. It is shown this once; only its digest is kept. `days` None: it does not expire."""
+    return new_token(user, name=name, scopes=scopes, days=days)[0]
+
+
+def new_token(user: User, *, name: str, scopes: Iterable[Scope], days: int | None) -> tuple[str, Token]:
+    """A new token's secret and its row; see `issue_token`."""
+    secret = _PREFIX + _with_checksum("".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM)))
+    now = clock.now()
+    granted = sorted({Scope(scope).value for scope in scopes})
+    token = Token.objects.create(
+        user=user,
+        name=name,
+        prefix=secret[:_SHOWN],
+        digest=_digest(secret),
+        scopes=granted,
+        created_at=now,
+        expires_at=None if days is None else now + timedelta(days=days),
     )
-    return secret
+    return secret, token
 
 
-def authenticate_token(secret: str) -> User | None:
-    """The active user whose token this is.
+def authenticate_token(secret: str) -> Token:
+    """The live token of an active user whose secret this is. Raises `TokenRefused`.
 
-    The row is found by the SHA-256 of 256 random bits, so a timing of the look-up says nothing about another secret.
+    The row is found by the SHA-256 of 238 random bits, so a timing of the look-up says nothing about another secret.
     """
-    if not secret.startswith(_PREFIX) or len(secret) > 200:
-        return None
+    hint = f"the token that begins with '{_printable(secret[:_SHOWN])}'"
+    if not well_formed(secret):
+        raise TokenRefused(f"{hint} is not one: it is cut, mistyped or of another site; log in with 'labapex login'")
     digest = _digest(secret)
     token = Token.objects.select_related("user").filter(digest=digest).first()
     if token is None or not hmac.compare_digest(token.digest, digest):
-        return None
+        raise TokenRefused(f"{hint} is unknown here; log in again with 'labapex login'")
     now = clock.now()
-    if not token.user.is_active or (token.expires_at is not None and token.expires_at <= now):
-        return None
+    if token.revoked_at is not None:
+        raise TokenRefused(f"the token {token} was revoked on {token.revoked_at:%Y-%m-%d}; log in with 'labapex login'")
+    if token.expires_at is not None and token.expires_at <= now:
+        raise TokenRefused(f"the token {token} expired on {token.expires_at:%Y-%m-%d}; log in with 'labapex login'")
+    if not token.user.is_active:
+        raise TokenRefused(f"the account of the token {token} is closed")
     if token.last_used_at is None or now - token.last_used_at > _USED_RESOLUTION:  # not a write for each request
         Token.objects.filter(pk=token.pk).update(last_used_at=now)
-    return token.user
+    return token
 
 
 def revoke_token(user: User, *, token_id: int) -> bool:
-    """Whether there was such a token of this user."""
-    deleted, _ = Token.objects.filter(user=user, pk=token_id).delete()
-    return bool(deleted)
+    """Whether there was such a token of this user, not revoked before."""
+    return bool(Token.objects.filter(user=user, pk=token_id, revoked_at=None).update(revoked_at=clock.now()))
+
+
+def well_formed(secret: str) -> bool:
+    """Whether this can be a token at all: prefix, alphabet, length and checksum."""
+    body = secret.removeprefix(_PREFIX)
+    if not secret.startswith(_PREFIX) or len(body) != _RANDOM + _CHECKSUM or not set(body) <= set(_ALPHABET):
+        return False
+    return body == _with_checksum(body[:_RANDOM])
+
+
+def _with_checksum(body: str) -> str:
+    number, digits = zlib.crc32(body.encode()), ""
+    for _ in range(_CHECKSUM):
+        number, digit = divmod(number, len(_ALPHABET))
+        digits = _ALPHABET[digit] + digits
+    return body + digits
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
 
 
 def _digest(secret: str) -> str:

@@ -7,10 +7,12 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.views.decorators.csrf import csrf_exempt
 from rest_framework import exceptions
 
 from labapex.errors import LabApexError, MalformedInput, NotEnoughCredit, UsageError
-from labapex.protocol.api import Problem
+from labapex_server.api.authentication import NO_TOKEN
+from labapex_server.lib import problems
 from labapex_server.lib.errors import Refused
 
 log = logging.getLogger(__name__)
@@ -19,9 +21,10 @@ log = logging.getLogger(__name__)
 def handle(error: Exception, context: dict[str, Any]) -> HttpResponseBase:
     """DRF's exception handler."""
     status, code, detail = _describe(error)
+    path = context["request"].path
     if status >= 500:
-        log.error("%s could not be answered", context["request"].path, exc_info=error)
-    response = problem(status, code, detail)
+        log.error("%s could not be answered", path, exc_info=error)
+    response = problem(status, code, detail, instance=path, errors=getattr(error, "errors", None))
     if isinstance(error, exceptions.APIException):
         if header := getattr(error, "auth_header", None):
             response["WWW-Authenticate"] = header
@@ -30,13 +33,16 @@ def handle(error: Exception, context: dict[str, Any]) -> HttpResponseBase:
     return response
 
 
-def problem(status: int, code: str, detail: str) -> HttpResponse:
-    document = Problem(title=code.replace("-", " "), status=status, detail=detail, code=code)
+def problem(
+    status: int, code: str, detail: str, *, instance: str | None = None, errors: dict[str, str] | None = None
+) -> HttpResponse:
+    document = problems.document(status, code, detail, instance=instance, errors=errors)
     return HttpResponse(document.model_dump_json(), status=status, content_type="application/problem+json")
 
 
+@csrf_exempt
 def nothing_here(request: HttpRequest) -> HttpResponse:
-    return problem(404, "not-found", f"there is nothing at {request.path[:200]}; see /api/v1/schema/")
+    return problem(404, "not-found", "there is nothing at this address; see /api/", instance=request.path)
 
 
 def _describe(error: Exception) -> tuple[int, str, str]:
@@ -52,11 +58,15 @@ def _describe(error: Exception) -> tuple[int, str, str]:
         case Http404() | exceptions.NotFound():
             return 404, "not-found", "there is no such thing, or it is not yours"
         case exceptions.NotAuthenticated():
-            return 401, "not-logged-in", "no token was sent; log in with 'labapex login' or set LABAPEX_TOKEN"
+            return 401, "not-logged-in", NO_TOKEN
         case exceptions.AuthenticationFailed():
             return 401, "not-logged-in", str(error.detail)
         case exceptions.Throttled():
-            return 429, "throttled", f"too many tries: {error.detail}"
+            return 429, "throttled", f"too many requests: {error.detail}"
+        case exceptions.MethodNotAllowed():
+            return 405, "method-not-allowed", str(error.detail)
+        case exceptions.NotAcceptable():
+            return 406, "not-acceptable", "the API answers in JSON; ask with 'Accept: application/json'"
         case PermissionDenied() | exceptions.PermissionDenied():
             return 403, "forbidden", "this is not allowed"
         case exceptions.APIException():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from labapex.protocol.canonical import Message
 from labapex.protocol.states import JobState
-from labapex.protocol.verdict import Receipt
+from labapex.protocol.verdict import Payment, Receipt
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.lib.errors import NotFinishedYet
+from labapex_server.marketplace import services as marketplace
 from labapex_server.verification.models import VerdictRecord
 
 
@@ -21,7 +22,8 @@ def receipt(job: Job) -> Receipt:
     if not JobState(job.state).ended:
         raise NotFinishedYet(f"the job is {job.state}; its receipt comes when it has ended")
     money = ledger.outcome(job.hold)
-    verdict = VerdictRecord.objects.filter(job=job).order_by("-issued_at").first()
+    verdict = VerdictRecord.objects.select_related("lease").filter(job=job).order_by("-issued_at").first()
+    shares = marketplace.shares(verdict.lease) if verdict is not None and money.paid else []
     return Receipt(
         job=job.pk,
         held=money.held,
@@ -29,5 +31,14 @@ def receipt(job: Job) -> Receipt:
         refunded=money.refunded,
         price_per_epoch=job.price_per_epoch or 0,
         verified_epochs=verdict.document["verified_epochs"] if verdict else 0,
+        payments=tuple(
+            Payment(
+                worker=share.lease.worker.name,
+                epochs=share.epochs,
+                price_per_epoch=share.lease.price_per_epoch,
+                amount=share.amount,
+            )
+            for share in shares
+        ),
         reason=job.reason,
     )

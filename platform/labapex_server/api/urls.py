@@ -1,15 +1,19 @@
+"""Addresses of the REST API, and of its description."""
+
 from __future__ import annotations
 
-from django.urls import path, re_path
-from drf_spectacular.views import SpectacularAPIView
+from django.urls import include, path, re_path
 
-from labapex_server.api import problems, schema, transparency, views
+from labapex_server.api import description, problems, tokens, transparency, views
 
-__all__ = ["schema", "urlpatterns"]
-
-urlpatterns = [
-    path("tokens/", views.Tokens.as_view()),
+_v1 = [
     path("me/", views.MeView.as_view()),
+    path("login/", tokens.Logins.as_view()),
+    path("login/device/", tokens.Devices.as_view()),
+    path("login/device/token/", tokens.DevicePolls.as_view()),
+    path("tokens/", tokens.Tokens.as_view()),
+    path("tokens/current/", tokens.OwnToken.as_view()),
+    path("tokens/<int:token>/", tokens.OneToken.as_view()),
     re_path(r"^blobs/(?P<digest>[0-9a-f]{64})/$", views.BlobView.as_view()),
     path("jobs/", views.Jobs.as_view()),
     path("jobs/<uuid:job>/", views.JobDetail.as_view()),
@@ -21,12 +25,16 @@ urlpatterns = [
     path("jobs/<uuid:job>/proof/", views.JobProof.as_view()),
     path("jobs/<uuid:job>/certificate/", transparency.JobCertificate.as_view()),
     path("keys/", transparency.Keys.as_view()),
-    path("keys/verdict/", views.VerdictKey.as_view()),
+    path("keys/verdict/", views.VerdictKeyView.as_view()),
     path("transparency/head", transparency.LogHead.as_view()),
     path("transparency/entries", transparency.LogEntries.as_view()),
     path("transparency/inclusion", transparency.LogInclusion.as_view()),
     path("transparency/consistency", transparency.LogConsistency.as_view()),
     path("enrolments/", views.Enrolments.as_view()),
-    path("schema/", SpectacularAPIView.as_view()),
+]
+urlpatterns = [
+    path("", description.page),
+    path("schema", description.schema),
+    path("v1/", include(_v1)),
     re_path(r"", problems.nothing_here),
 ]

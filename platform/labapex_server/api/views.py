@@ -4,160 +4,173 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TypeVar
 from uuid import UUID
 
-from django.contrib.auth import authenticate
-from django.http import Http404, HttpResponse, HttpResponseBase, StreamingHttpResponse
-from drf_spectacular.utils import OpenApiParameter, extend_schema
-from rest_framework.exceptions import AuthenticationFailed
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.utils.cache import get_conditional_response
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
-from rest_framework.throttling import ScopedRateThrottle
 from rest_framework.views import APIView
 
-from labapex.protocol.api import (
-    EnrolmentCode,
-    Events,
-    JobPage,
-    JobRequest,
-    JobView,
-    Login,
-    Me,
-    NewToken,
-)
-from labapex.protocol.canonical import Message, parse
+from labapex.protocol.api import EnrolmentCode, Events, JobPage, JobRequest, JobView, Me, Scope
 from labapex.protocol.verdict import Receipt, SignedVerdict
-from labapex_server.accounts import services as accounts
-from labapex_server.accounts.models import User
-from labapex_server.api import pages, receipts
-from labapex_server.api.limits import SMALL
+from labapex.trust import fingerprint
+from labapex_server.accounts.models import Token
+from labapex_server.api import idempotency, pages, receipts, tokens
+from labapex_server.api.authentication import needs
+from labapex_server.api.exchange import answer, body, own_job, user_of
 from labapex_server.jobs import blobs
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
+from labapex_server.jobs.view import viewable
 from labapex_server.ledger import services as ledger
-from labapex_server.lib import keys
-from labapex_server.lib.errors import Refused
+from labapex_server.lib import keys, trust
 from labapex_server.telemetry import services as telemetry
+from labapex_server.transparency import starts
 from labapex_server.verification import proofs
 from labapex_server.verification import services as verification
 from labapex_server.workers import services as workers
 
-M = TypeVar("M", bound=Message)
 _CHUNK = 1 << 20
-
-
-def _body(request: Request, model: type[M]) -> M:
-    """The request's JSON as a message. Raises `MalformedInput`."""
-    return parse(model, request._request.body, limit=SMALL)
-
-
-def answer(message: Message, status: int = 200) -> HttpResponse:
-    """A message as the body of a reply."""
-    return HttpResponse(message.model_dump_json(), status=status, content_type="application/json")
-
-
-def _user(request: Request) -> User:
-    assert isinstance(request.user, User)
-    return request.user
-
-
-def own_job(request: Request, job_id: UUID) -> Job:
-    """The caller's job; another's does not exist for them (404)."""
-    job = jobs.find(_user(request), job_id)
-    if job is None:
-        raise Http404
-    return job
-
-
-class Tokens(APIView):
-    authentication_classes = ()
-    permission_classes = (AllowAny,)
-    throttle_classes = (ScopedRateThrottle,)
-    throttle_scope = "login"
-
-    @extend_schema(request=Login, responses={201: NewToken})
-    def post(self, request: Request) -> HttpResponse:
-        login = _body(request, Login)
-        user = authenticate(request._request, username=login.username, password=login.password)
-        if not isinstance(user, User):
-            raise AuthenticationFailed("user name and password do not belong together")
-        return answer(NewToken(token=accounts.issue_token(user, name=login.name)), 201)
-
-    def get_authenticate_header(self, request: Request) -> str:
-        return "Token"  # so that a failed login is 401, not 403
+_ETAG = [
+    OpenApiParameter("ETag", str, OpenApiParameter.HEADER, description="Of this answer.", response=[200, 304]),
+    OpenApiParameter(
+        "If-None-Match", str, OpenApiParameter.HEADER, description="The ETag of the answer that you have."
+    ),
+]
 
 
 class MeView(APIView):
-    @extend_schema(responses=Me)
+    scopes = needs(GET=None)
+
+    @extend_schema(operation_id="whoami", tags=["account"], summary="Who a token speaks for", responses=Me)
     def get(self, request: Request) -> HttpResponse:
-        user = _user(request)
-        balance = ledger.balance(ledger.account_of(user))
-        return answer(Me(username=user.get_username(), available=balance.available, held=balance.held))
+        user, token = user_of(request), request.auth
+        assert isinstance(token, Token)
+        available = held = None
+        if Scope.BILLING_READ in token.granted:
+            balance = ledger.balance(ledger.account_of(user))
+            available, held = balance.available, balance.held
+        return answer(Me(username=user.get_username(), available=available, held=held, token=tokens.view(token)))
 
 
 class BlobView(APIView):
-    """`PUT` of the same address is `api.uploads`: it must not pass through Django."""
+    """`PUT` of the same address is `api.uploads`: it must not pass through Django. Both are described in `api.schema`."""
 
-    @extend_schema(responses={200: None, 404: None})
+    scopes = needs(HEAD=Scope.JOBS_WRITE)
+
     def head(self, request: Request, digest: str) -> HttpResponse:
-        if blobs.find(_user(request), digest) is None:
-            raise Http404
-        return HttpResponse()
+        if blobs.find(user_of(request), digest) is not None:
+            return HttpResponse()
+        return HttpResponse(status=404, headers={"Upload-Offset": str(blobs.begun(user_of(request), digest))})
 
 
 class Jobs(APIView):
-    @extend_schema(parameters=[OpenApiParameter("cursor", str)], responses=JobPage)
-    def get(self, request: Request) -> HttpResponse:
-        return answer(pages.jobs(_user(request), cursor=request.query_params.get("cursor", "")))
+    scopes = needs(GET=Scope.JOBS_READ, POST=Scope.JOBS_WRITE)
 
     @extend_schema(
+        operation_id="list_jobs",
+        tags=["jobs"],
+        summary="Your jobs, the newest first",
+        parameters=pages.PARAMETERS,
+        responses=JobPage,
+    )
+    def get(self, request: Request) -> HttpResponse:
+        found, following = pages.page(viewable(Job.objects.filter(owner=user_of(request))), request)
+        return answer(JobPage(results=tuple(jobs.view(job) for job in found), next=following))
+
+    @extend_schema(
+        operation_id="submit_job",
+        tags=["jobs"],
+        summary="Submit a job whose files were uploaded",
         request=JobRequest,
-        parameters=[OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER)],
+        parameters=[idempotency.PARAMETER],
         responses={201: JobView},
     )
     def post(self, request: Request) -> HttpResponse:
-        key = request.headers.get("Idempotency-Key")
-        if key is not None and not 0 < len(key) <= 200:
-            raise Refused("Idempotency-Key must have 1 to 200 characters")
-        job = jobs.submit(_user(request), request=_body(request, JobRequest), idempotency_key=key)
+        key = idempotency.key_of(request)
+        job = starts.submit(user_of(request), request=body(request, JobRequest), idempotency_key=key)
         return answer(jobs.view(job), 201)
 
 
 class JobDetail(APIView):
-    @extend_schema(responses=JobView)
-    def get(self, request: Request, job: UUID) -> HttpResponse:
-        return answer(jobs.view(own_job(request, job)))
+    scopes = needs(GET=Scope.JOBS_READ)
+
+    @extend_schema(
+        operation_id="show_job",
+        tags=["jobs"],
+        summary="One job",
+        parameters=_ETAG,
+        responses={200: JobView, 304: OpenApiResponse(description="It is as you have it.")},
+    )
+    def get(self, request: Request, job: UUID) -> HttpResponseBase:
+        reply = answer(jobs.view(own_job(request, job)))
+        etag = f'"{hashlib.sha256(reply.content).hexdigest()[:32]}"'
+        reply["ETag"] = etag
+        found = get_conditional_response(request._request, etag=etag, response=reply)
+        assert found is not None
+        return found
 
 
 class JobEvents(APIView):
-    @extend_schema(parameters=[OpenApiParameter("cursor", str)], responses=Events)
+    scopes = needs(GET=Scope.JOBS_READ)
+
+    @extend_schema(
+        operation_id="job_events",
+        tags=["jobs"],
+        summary="What is new of a job since a cursor",
+        parameters=[OpenApiParameter("cursor", str, description="Of the answer before; left out to begin.")],
+        responses=Events,
+    )
     def get(self, request: Request, job: UUID) -> HttpResponse:
         return answer(telemetry.events(own_job(request, job), request.query_params.get("cursor", "")))
 
 
 class JobStop(APIView):
-    @extend_schema(request=None, responses=JobView)
+    scopes = needs(POST=Scope.JOBS_WRITE)
+
+    @extend_schema(
+        operation_id="stop_job",
+        tags=["jobs"],
+        summary="Cancel a job; one that has ended stays as it is",
+        request=None,
+        responses=JobView,
+    )
     def post(self, request: Request, job: UUID) -> HttpResponse:
         return answer(jobs.view(jobs.stop(own_job(request, job))))
 
 
 class JobVerdict(APIView):
-    @extend_schema(responses=SignedVerdict)
+    scopes = needs(GET=Scope.JOBS_READ)
+
+    @extend_schema(
+        operation_id="job_verdict", tags=["results"], summary="The signed verdict on a job", responses=SignedVerdict
+    )
     def get(self, request: Request, job: UUID) -> HttpResponse:
         return answer(verification.signed(own_job(request, job)))
 
 
 class JobReceipt(APIView):
-    @extend_schema(responses=Receipt)
+    scopes = needs(GET=Scope.BILLING_READ)
+
+    @extend_schema(operation_id="job_receipt", tags=["results"], summary="Where a job's money went", responses=Receipt)
     def get(self, request: Request, job: UUID) -> HttpResponse:
         return answer(receipts.receipt(own_job(request, job)))
 
 
 class JobWeights(APIView):
-    @extend_schema(responses={(200, "application/octet-stream"): bytes})
+    scopes = needs(GET=Scope.JOBS_READ)
+
+    @extend_schema(
+        operation_id="job_weights",
+        tags=["results"],
+        summary="The verified weights, as safetensors",
+        responses={(200, "application/octet-stream"): bytes},
+    )
     def get(self, request: Request, job: UUID) -> HttpResponseBase:
         path, digest = verification.weights(own_job(request, job))
         response = StreamingHttpResponse(_chunks(path), content_type="application/octet-stream")
@@ -167,7 +180,14 @@ class JobWeights(APIView):
 
 
 class JobProof(APIView):
-    @extend_schema(responses={(200, "application/x-tar"): bytes})
+    scopes = needs(GET=Scope.JOBS_READ)
+
+    @extend_schema(
+        operation_id="job_proof",
+        tags=["results"],
+        summary="The proof folder of a judged job, as a tar",
+        responses={(200, "application/x-tar"): bytes},
+    )
     def get(self, request: Request, job: UUID) -> HttpResponseBase:
         size, parcel = proofs.stream(*proofs.prepare(own_job(request, job)))
         response = StreamingHttpResponse(_pieces(parcel), content_type="application/x-tar")
@@ -191,20 +211,38 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
         file.close()
 
 
-class VerdictKey(APIView):
+class VerdictKeyView(APIView):
     """Public: anyone may check a verdict."""
 
     authentication_classes = ()
     permission_classes = (AllowAny,)
 
-    @extend_schema(responses={200: {"type": "object", "properties": {"key_id": {}, "public_key": {}}}})
+    @extend_schema(
+        operation_id="verdict_key",
+        tags=["keys and log"],
+        summary="The key that signs verdicts",
+        responses=receipts.PublicKey,
+    )
     def get(self, request: Request) -> HttpResponse:
         public = keys.verdict_public_key()
         return answer(receipts.PublicKey(key_id=keys.key_id(public), public_key=base64.b64encode(public).decode()))
 
 
 class Enrolments(APIView):
-    @extend_schema(request=None, responses={201: EnrolmentCode})
+    scopes = needs(POST=Scope.WORKERS_WRITE)
+
+    @extend_schema(
+        operation_id="new_enrolment_code",
+        tags=["workers"],
+        summary="A code that enrols one host in your name",
+        request=None,
+        parameters=[idempotency.PARAMETER],
+        responses={201: EnrolmentCode},
+    )
     def post(self, request: Request) -> HttpResponse:
-        code, expires = workers.new_code(_user(request))
-        return answer(EnrolmentCode(code=code, expires_at=expires.timestamp()), 201)
+        def make() -> EnrolmentCode:
+            code, expires = workers.new_code(user_of(request))
+            return EnrolmentCode(code=code, expires_at=expires.timestamp(), root=fingerprint(trust.root()))
+
+        body = idempotency.once(user_of(request), request, make)
+        return HttpResponse(body, status=201, content_type="application/json")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from labapex.protocol.frames import (
     Hello,
     KeyRelease,
     KeyRequest,
+    OpenChunks,
     OpenStates,
     Released,
     hello_bytes,
@@ -25,12 +27,16 @@ from labapex_server.lib.errors import Missing
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import services as telemetry
+from labapex_server.verification import services as verification
+from labapex_server.verification.models import Challenge
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Worker
 
 log = logging.getLogger(__name__)
 
-ENDED = frozenset({LeaseState.SETTLED.value, LeaseState.EXPIRED.value, LeaseState.FAILED.value})
+ENDED = frozenset(
+    {LeaseState.SETTLED.value, LeaseState.EXPIRED.value, LeaseState.FAILED.value, LeaseState.REJECTED.value}
+)
 
 
 def admit(hello: Hello, nonce: bytes) -> Worker | None:
@@ -46,8 +52,9 @@ def admit(hello: Hello, nonce: bytes) -> Worker | None:
 
 
 def arrive(worker: Worker, hello: Hello) -> list[UUID]:
-    """Take note of a worker that connected; its leases that live."""
+    """Take note of a worker that connected; its leases that live. Its host may have changed: of what class it is, is open."""
     workers.seen(worker, hello.devices)
+    workers.forget_class(worker)
     marketplace.reconcile(worker, hello.leases)
     marketplace.heartbeat(worker, hello.leases)
     return list(marketplace.alive(worker).values_list("pk", flat=True))
@@ -87,9 +94,11 @@ def release_keys(worker: Worker, request: KeyRequest) -> KeyRelease:
 
 
 def fail(worker: Worker, lease_id: UUID, reason: str) -> None:
-    """The lease cannot go on. Nothing happens where it is over already."""
+    """The lease cannot go on: its run, or the opening of its states. Nothing happens where it is over already."""
     lease = Lease.objects.select_related("job", "worker").filter(pk=lease_id, worker=worker).first()
-    if lease is not None:
+    if lease is not None and lease.state == LeaseState.FINISHED.value:
+        verification.withhold(lease, reason)
+    elif lease is not None:
         marketplace.fail(lease, reason, script=telemetry.script_failure(lease))
 
 
@@ -105,16 +114,16 @@ def own_lease(worker: Worker, lease_id: UUID) -> Lease:
 class News:
     """What changed about a worker's leases that it must hear of, and the jobs whose bells to listen to."""
 
-    challenges: tuple[OpenStates, ...]
+    challenges: dict[tuple[UUID, int], OpenChunks | OpenStates]  # by lease and round
     released: tuple[Released, ...]
     jobs: tuple[UUID, ...]
     known: frozenset[UUID]  # those of the leases that are this worker's
 
 
-def news(worker: Worker, in_hand: Sequence[UUID], challenged: Iterable[UUID]) -> News:
-    """Look at the leases a worker has in hand. `challenged` were told their challenge on this connection."""
-    told = set(challenged)
-    challenges, released, jobs, known = [], [], [], set()
+def news(worker: Worker, in_hand: Sequence[UUID], told: Collection[tuple[UUID, int]]) -> News:
+    """Look at the leases a worker has in hand. `told` are the rounds of challenges that it heard of on this connection."""
+    challenges: dict[tuple[UUID, int], OpenChunks | OpenStates] = {}
+    released, jobs, known = [], [], set()
     rows = Lease.objects.filter(pk__in=in_hand, worker=worker).select_related("challenge", "job")
     for lease in rows:
         known.add(lease.pk)
@@ -123,12 +132,26 @@ def news(worker: Worker, in_hand: Sequence[UUID], challenged: Iterable[UUID]) ->
             released.append(Released(lease=lease.pk, reason=reason[:2000]))
             continue
         jobs.append(lease.job_id)
+        if lease.state == LeaseState.RUNNING.value and lease.contract.get("upload_every"):
+            wanted = verification.wanted_to_keep(lease)
+            if (
+                wanted is not None and (lease.pk, -1 - wanted) not in told
+            ):  # rounds of challenges are no negative numbers
+                until = time.time() + settings.LABAPEX.opening_seconds
+                challenges[lease.pk, -1 - wanted] = OpenStates(lease=lease.pk, indices=(wanted,), deadline=until)
         challenge = getattr(lease, "challenge", None)
-        if lease.state == LeaseState.FINISHED.value and challenge is not None and lease.pk not in told:
-            challenges.append(
-                OpenStates(lease=lease.pk, indices=challenge.indices, deadline=challenge.deadline.timestamp())
-            )
-    return News(tuple(challenges), tuple(released), tuple(jobs), frozenset(known))
+        if lease.state != LeaseState.FINISHED.value or challenge is None or not challenge.waiting:
+            continue
+        if (lease.pk, challenge.round) not in told:
+            challenges[lease.pk, challenge.round] = _asked(lease, challenge)
+    return News(challenges, tuple(released), tuple(jobs), frozenset(known))
+
+
+def _asked(lease: Lease, challenge: Challenge) -> OpenChunks | OpenStates:
+    deadline = challenge.deadline.timestamp()
+    if challenge.round == 0:
+        return OpenChunks(lease=lease.pk, number=challenge.chunk, indices=challenge.wanted, deadline=deadline)
+    return OpenStates(lease=lease.pk, indices=challenge.wanted, deadline=deadline)
 
 
 def heartbeat_seconds() -> float:

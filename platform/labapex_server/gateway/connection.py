@@ -33,9 +33,14 @@ from labapex.protocol.frames import (
     KeyRequest,
     Nack,
     Nonce,
+    Observed,
     Open,
+    Paused,
     Ready,
     Refusal,
+    TrialAnswer,
+    TrialPart,
+    TrialReady,
     from_agent,
 )
 from labapex.protocol.packing import pack
@@ -49,6 +54,8 @@ from labapex_server.gateway.limits import (
     Bucket,
     InFlight,
 )
+from labapex_server.gateway.trial import Failed as TrialFailed
+from labapex_server.gateway.trial import Trial
 from labapex_server.lib.errors import Refused
 from labapex_server.telemetry import hints
 from labapex_server.telemetry import services as telemetry
@@ -56,6 +63,8 @@ from labapex_server.telemetry.ingest import Refuse
 from labapex_server.telemetry.offload import offload
 from labapex_server.telemetry.services import LogRefused
 from labapex_server.telemetry.writer import Answer, Submission, TryLater
+from labapex_server.workers import services as workers
+from labapex_server.workers import speed
 from labapex_server.workers.models import Worker
 
 log = logging.getLogger(__name__)
@@ -101,8 +110,9 @@ class Connection:
         self._to_send = asyncio.Event()
         self._wants_work = False
         self._said_idle = False
+        self._trial: Trial | None = None
         self._in_hand: set[UUID] = set()
-        self._challenged: set[UUID] = set()
+        self._challenged: set[tuple[UUID, int]] = set()  # lease and round of what it was told to show
         self._worker: Worker
         self._bell: hints.Bell
         self._tasks: asyncio.TaskGroup
@@ -246,10 +256,18 @@ class Connection:
             case Heartbeat():
                 await self._heartbeat(message)
             case Ready():
+                await offload(workers.ready, worker, message.price_per_hour)
                 self._wants_work, self._said_idle = True, False
                 self._bell.ring()
+            case Paused():
+                self._wants_work = False
+                await offload(workers.paused, worker, message.reason)
             case KeyRequest():
                 self._post(await offload(books.release_keys, worker, message))
+            case TrialReady() | TrialAnswer() | TrialPart():
+                await self._measured(message)
+            case Observed():
+                await offload(telemetry.observe, worker.pk, message)
             case Failed():
                 await offload(books.fail, worker, message.lease, message.reason)
                 self._in_hand.add(message.lease)
@@ -276,11 +294,48 @@ class Connection:
 
     async def _watch(self) -> None:
         while True:
-            if self._wants_work:
-                await self._offer()
+            if self._trial is not None and self._trial.expired():
+                await self._end_trial("it did not answer in time")
+            if self._wants_work and self._trial is None:
+                asked = await offload(speed.due, self._worker)
+                if asked is None:
+                    await self._offer()
+                else:
+                    self._trial = Trial(asked, self._loop.time)
+                    self._post(self._trial.begin())
             if self._in_hand:
                 await self._news()
             await self._bell.wait(WATCH_SECONDS)
+
+    # -- the speed trial, before a job ---------------------------------------------------------------------------------
+
+    async def _measured(self, message: TrialReady | TrialAnswer | TrialPart) -> None:
+        trial = self._trial
+        if trial is None or trial.id != message.trial:
+            return  # of a trial that is over
+        try:
+            match message:
+                case TrialReady():
+                    self._post(trial.on_ready(message))
+                case TrialAnswer():
+                    self._post(trial.on_answer(message))
+                case TrialPart():
+                    shown = trial.on_part(message)
+                    if shown is not None:
+                        problem = await offload(speed.check, shown)
+                        if problem is None:
+                            await offload(speed.passed, self._worker, shown)
+                        await self._end_trial(problem)
+        except TrialFailed as failure:
+            await self._end_trial(str(failure))
+
+    async def _end_trial(self, problem: str | None) -> None:
+        trial, self._trial = self._trial, None
+        if trial is not None:
+            if problem is not None:
+                await offload(speed.failed, self._worker, trial.plan, problem)
+            self._post(trial.over())
+            self._bell.ring()
 
     async def _offer(self) -> None:
         try:
@@ -301,9 +356,9 @@ class Connection:
         news = await offload(books.news, self._worker, asked, set(self._challenged))
         self._in_hand.difference_update(set(asked) - news.known)  # invented ones
         self._bell.listen(*map(hints.job_topic, news.jobs))
-        for challenge in news.challenges:
-            self._challenged.add(challenge.lease)
-            self._post(challenge)
+        for asked_for, message in news.challenges.items():
+            self._challenged.add(asked_for)
+            self._post(message)
         for released in news.released:
             self._in_hand.discard(released.lease)
             self._post(released)

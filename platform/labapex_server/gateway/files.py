@@ -1,10 +1,13 @@
-"""The big files of a lease: its executable goes out, the opened states come in. A raw ASGI application beside Django.
+"""The big files of a lease: its executable goes out, chunks and states come in. A raw ASGI application beside Django.
 
 Django reads a whole request to disk before any of its code runs, so it could refuse an upload only once the disk is
 full; and its file responses under ASGI hold the file in memory. Here nothing is read before token, address and length
 are found right, and memory stays at a chunk.
 
     GET /gateway/leases/<lease>/executable      Authorization: Bearer <token of the grant>; Range for resuming
+    GET /gateway/leases/<lease>/wheels/<sha256> likewise, of the packages that its manifest names
+    GET /gateway/leases/<lease>/states/<leaf>   the same, of the state with which the lease's run goes on
+    PUT /gateway/leases/<lease>/chunks/<number> Content-Length must be what contract and leaves give
     PUT /gateway/leases/<lease>/states/<leaf>   Content-Length must be the committed size
 """
 
@@ -19,6 +22,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import UUID
@@ -30,6 +34,7 @@ from labapex.executable import Layout
 from labapex.protocol.api import Problem
 from labapex.protocol.states import LeaseState
 from labapex_server.gateway.connection import Receive, Send
+from labapex_server.jobs import packages
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Missing, Refused, TooLarge
 from labapex_server.marketplace import services as marketplace
@@ -40,7 +45,9 @@ from labapex_server.verification.models import Challenge, OpenedState
 
 log = logging.getLogger(__name__)
 
-PATH = re.compile(r"/gateway/leases/([0-9a-f-]{36})/(?:(executable)|states/([0-9]{1,18}))")
+PATH = re.compile(
+    r"/gateway/leases/([0-9a-f-]{36})/(?:(executable)|wheels/([0-9a-f]{64})|(chunks|states)/([0-9]{1,18}))"
+)
 RANGE = re.compile(r"bytes=([0-9]{1,18})-([0-9]{1,18})?")
 CHUNK = 1 << 20
 IDLE_SECONDS = 30.0
@@ -96,13 +103,14 @@ async def application(scope: dict[str, Any], receive: Receive, send: Send) -> No
         if found is None:
             raise Missing("there is nothing here")
         lease = await _authenticated(found[1], headers)
-        if found[2] and scope["method"] in ("GET", "HEAD"):
-            await _download(lease, scope["method"], headers, receive, send)
-        elif found[3] and scope["method"] == "PUT":
-            new = await _upload(lease, int(found[3]), headers, receive)
+        if found[4] != "chunks" and scope["method"] in ("GET", "HEAD"):
+            await _download(await _served(lease, found), scope["method"], headers, receive, send)
+        elif found[4] and scope["method"] == "PUT":
+            new = await _upload(_Wanted(lease, found[4], int(found[5])), headers, receive)
             await _respond(send, 200, b'{"stored":true,"new":%s}\n' % (b"true" if new else b"false"))
         else:
-            await _problem(send, 405, "method-not-allowed", "GET an executable, PUT a state")
+            text = "GET an executable, a wheel or a state, PUT chunks or a state"
+            await _problem(send, 405, "method-not-allowed", text)
     except Refused as error:
         await _problem(send, error.status, error.code, str(error))
     except Left:
@@ -126,13 +134,21 @@ async def _authenticated(lease: str, headers: dict[str, str]) -> Lease:
     return found
 
 
-# -- the executable ----------------------------------------------------------------------------------------------------
+# -- the executable, the packages that it needs, and the state that it goes on from ----------------------------------------
 
 
-async def _download(lease: Lease, method: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
+async def _served(lease: Lease, found: re.Match[str]) -> Layout:
+    """What a path names. Raises `Missing`."""
     if lease.state not in (LeaseState.GRANTED, LeaseState.RUNNING):
-        raise Missing("the executable is no longer served: the run is complete")
-    made = await offload(marketplace.executable_parts, lease)
+        raise Missing("nothing is served any more: the run is complete")
+    if found[2]:
+        return await offload(marketplace.executable_parts, lease)
+    if found[3]:
+        return await offload(_wheel, lease, found[3])
+    return await offload(_state, lease, int(found[5]))
+
+
+async def _download(made: Layout, method: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
     start, stop, partial = _range(headers, made.size)
     fields = [
         (b"content-type", b"application/octet-stream"),
@@ -148,6 +164,20 @@ async def _download(lease: Lease, method: str, headers: dict[str, str], receive:
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+def _wheel(lease: Lease, sha256: str) -> Layout:
+    """A wheel that this lease's job needs, and no other."""
+    for wheel in lease.job.lock.wheels:
+        if wheel.sha256 == sha256:
+            return Layout((packages.path(wheel),), (wheel.size,))
+    raise Missing("this job needs no such wheel")
+
+
+def _state(lease: Lease, index: int) -> Layout:
+    """The state with which this lease's run goes on, and no other."""
+    path = verification.handed_over(lease, index)
+    return Layout((path,), (path.stat().st_size,))
+
+
 def _range(headers: dict[str, str], size: int) -> tuple[int, int, bool]:
     """(first byte, byte after the last, whether a range was asked for). A form that we do not know means everything."""
     found = RANGE.fullmatch(headers.get("range", ""))
@@ -155,7 +185,7 @@ def _range(headers: dict[str, str], size: int) -> tuple[int, int, bool]:
         return 0, size, False
     start, stop = int(found[1]), size if found[2] is None else min(int(found[2]) + 1, size)
     if start >= size or stop <= start:
-        raise BadRange(f"the executable has {size} bytes")
+        raise BadRange(f"the file has {size} bytes")
     return start, stop, True
 
 
@@ -188,49 +218,85 @@ async def _gone(receive: Receive) -> None:
 # -- opened states -----------------------------------------------------------------------------------------------------
 
 
-async def _upload(lease: Lease, index: int, headers: dict[str, str], receive: Receive) -> bool:
-    """Take one state in. False: it was there already, and its bytes were not read."""
+@dataclass(frozen=True)
+class _Wanted:
+    """What an upload is of: a chunk by its number, or a state by its leaf."""
+
+    lease: Lease
+    kind: str  # "chunks" or "states"
+    number: int
+
+    def seconds(self, length: int) -> float | None:
+        """Until the deadline of an upload that is asked for and fits; None: it is stored already."""
+        size = self._chunks() if self.kind == "chunks" else self._state()
+        if size is None:
+            return None
+        if length != size:
+            raise Unprocessable(f"{self.kind}/{self.number} must have {size} bytes; {length} are announced")
+        if self._early:
+            return float(settings.LABAPEX.opening_seconds)
+        return (Challenge.objects.get(lease=self.lease).deadline - clock.now()).total_seconds()
+
+    @property
+    def _early(self) -> bool:
+        """While the job trains: for another host to go on from."""
+        return self.kind == "states" and self.lease.state == LeaseState.RUNNING
+
+    def accept(self, path: Path) -> None:
+        accept = verification.accept_chunks if self.kind == "chunks" else verification.accept_state
+        if self._early:
+            accept = verification.keep_state
+        with path.open("rb") as file:
+            accept(self.lease, self.number, file)
+
+    def _chunks(self) -> int | None:
+        return verification.expected_chunks(self.lease, self.number)
+
+    def _state(self) -> int | None:
+        if self._early:
+            leaf = verification.expected_to_keep(self.lease, self.number)
+            return None if leaf is None else leaf.size
+        if OpenedState.objects.filter(lease=self.lease, index=self.number).exists():
+            # it may be the last one, and the process died on it
+            verification.accept_state(self.lease, self.number, io.BytesIO())
+            return None
+        size = verification.expected_state(self.lease, self.number).size
+        if size > settings.LABAPEX.result_limit_bytes:
+            raise TooLarge(f"a state of {size} bytes; at most {settings.LABAPEX.result_limit_bytes} are accepted")
+        return size
+
+
+async def _upload(wanted: _Wanted, headers: dict[str, str], receive: Receive) -> bool:
+    """Take one file in. False: it was there already, and its bytes were not read."""
     length = headers.get("content-length", "")
     if not (length.isascii() and length.isdigit() and len(length) < 18):
         raise NeedsLength("send Content-Length, and no chunked encoding")
-    expected = await offload(_expected, lease, index, int(length))
-    if expected is None:
+    seconds = await offload(wanted.seconds, int(length))
+    if seconds is None:
         return False
-    if _uploading[lease.pk] >= UPLOADS_PER_LEASE:
+    lease = wanted.lease.pk
+    if _uploading[lease] >= UPLOADS_PER_LEASE:
         raise Busy(f"{UPLOADS_PER_LEASE} uploads of this lease are under way; wait for one to end")
-    _uploading[lease.pk] += 1
+    _uploading[lease] += 1
     try:
-        await _take_in(lease, index, int(length), expected, receive)
+        await _take_in(wanted, int(length), seconds, receive)
     finally:
-        _uploading[lease.pk] -= 1
-        if not _uploading[lease.pk]:
-            del _uploading[lease.pk]
+        _uploading[lease] -= 1
+        if not _uploading[lease]:
+            del _uploading[lease]
     return True
 
 
-def _expected(lease: Lease, index: int, length: int) -> float | None:
-    """Seconds until the deadline of an upload that is asked for and fits; None: it is stored already."""
-    if OpenedState.objects.filter(lease=lease, index=index).exists():
-        verification.accept_state(lease, index, io.BytesIO())  # it may be the last one, and the process died on it
-        return None
-    size = verification.expected_state(lease, index).size
-    if length != size:
-        raise Unprocessable(f"leaf {index} commits to {size} bytes; {length} are announced")
-    if size > settings.LABAPEX.result_limit_bytes:
-        raise TooLarge(f"a state of {size} bytes; at most {settings.LABAPEX.result_limit_bytes} are accepted")
-    return (Challenge.objects.get(lease=lease).deadline - clock.now()).total_seconds()
-
-
-async def _take_in(lease: Lease, index: int, size: int, seconds: float, receive: Receive) -> None:
-    folder: Path = settings.LABAPEX.private_folder("leases", str(lease.pk), "incoming")
-    path = folder / f"{index}.{secrets.token_hex(8)}"
+async def _take_in(wanted: _Wanted, size: int, seconds: float, receive: Receive) -> None:
+    folder: Path = settings.LABAPEX.private_folder("leases", str(wanted.lease.pk), "incoming")
+    path = folder / f"{wanted.number}.{secrets.token_hex(8)}"
     try:
         try:
             async with asyncio.timeout(seconds):
                 await _spool(path, size, receive)
         except TimeoutError:
             raise Late("the upload did not end before the deadline") from None
-        await offload(_accept, lease, index, path)
+        await offload(wanted.accept, path)
     finally:
         with suppress(FileNotFoundError):
             path.unlink()
@@ -265,16 +331,11 @@ async def _soon(receive: Receive) -> Any:
         async with asyncio.timeout(IDLE_SECONDS):
             return await receive()
     except TimeoutError:
-        raise Slow(f"nothing came for {IDLE_SECONDS:.0f} seconds; send the state again") from None
+        raise Slow(f"nothing came for {IDLE_SECONDS:.0f} seconds; send the file again") from None
 
 
 def _create(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-
-
-def _accept(lease: Lease, index: int, path: Path) -> None:
-    with path.open("rb") as file:
-        verification.accept_state(lease, index, file)
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from django.urls import path
 
-from labapex_server.gateway import views
+from labapex_server.gateway import trust, views
 
-urlpatterns = [path("enrol/", views.enrol)]
+urlpatterns = [
+    path("enrol/", views.enrol),
+    path("earnings/", views.earned),
+    path("trust/", trust.chain),
+    path("releases/agent", trust.agent),
+    path("releases/agent/<str:digest>", trust.wheel),
+]

@@ -1,21 +1,28 @@
-"""Uploaded files: taken in as a stream, digested and sealed on the way, and never in plaintext on disk."""
+"""Uploaded files: taken in as a stream, digested and sealed on the way, and never in plaintext on disk.
+
+An upload that breaks off is kept, sealed as it is, and goes on where it was: `begun` says where. Its file below `uploads` is
+named by its digest and its wrapped key, and is locked by whoever writes it.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import secrets
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
 
-from labapex.sealing import new_key, open_stream, seal_stream
+from labapex.errors import Tampered
+from labapex.sealing import new_key, open_stream, seal_on, seal_stream, sealed_so_far
 from labapex_server.accounts.models import User
 from labapex_server.jobs.models import Blob
 from labapex_server.lib import clock, keys
-from labapex_server.lib.errors import DigestMismatch, Refused, TooLarge
+from labapex_server.lib.errors import DigestMismatch, OffsetMismatch, Refused, TooLarge
 from labapex_server.lib.files import fsync_folder
 
 
@@ -27,35 +34,50 @@ def find(owner: User, digest: str) -> Blob | None:
     return Blob.objects.filter(owner=owner, digest=digest).first()
 
 
-def store(owner: User, digest: str, stream: Readable, *, size: int) -> tuple[Blob, bool]:
-    """The blob with this digest, and whether it is new. `size` is the announced length; no more than that is read.
+KEPT_SECONDS = 24 * 3600
+"""For how long an upload that broke off can go on."""
 
-    Raises `TooLarge` over the limit, `Refused` for a stream that ends early, `DigestMismatch` for other bytes.
+_MAX_BEGUN = 64  # of an owner
+
+
+def begun(owner: User, digest: str) -> int:
+    """How many bytes of an upload that broke off are here: from there it can go on."""
+    return max((sealed_so_far(path.stat().st_size) for path in _begun(owner, digest)), default=0)
+
+
+def store(owner: User, digest: str, stream: Readable, *, size: int, offset: int = 0) -> tuple[Blob, bool]:
+    """The blob with this digest, and whether it is new. `size` is the announced length of the whole, and `stream` begins at
+    `offset`, which is 0 or what `begun` says. No more than announced is read.
+
+    Raises `TooLarge` over the limit, `Refused` for a stream that ends early, `OffsetMismatch`, and `DigestMismatch` for other
+    bytes than announced. What came of a stream that ended early, or raised, is kept.
     """
     limit = settings.LABAPEX.blob_limit_bytes
     if size > limit:
         raise TooLarge(f"the file has {size} bytes; at most {limit} are accepted")
+    if offset and not 0 < offset < size:
+        raise OffsetMismatch(f"there is nothing at byte {offset} of {size}", begun(owner, digest))
     known = find(owner, digest)
     if known is not None and known.path.exists():
         return known, False
     folder: Path = settings.LABAPEX.private_folder("blobs", str(owner.pk), digest[:2])
-    temporary = folder / f".{digest}.{secrets.token_hex(8)}"
-    key = new_key()
-    try:
-        with _create(temporary) as file:
-            sealed = seal_stream(_Exactly(stream, size), file, key)
-            file.flush()
-            os.fsync(file.fileno())
-        if sealed.size != size:
-            raise Refused(f"the upload ended after {sealed.size} of {size} bytes; send it again")
-        if sealed.digest_plain != digest:
-            raise DigestMismatch("the bytes do not have the digest they were announced with; send the file again")
-        return _enter(
-            owner, digest, temporary, folder / digest, key, sealed.size, sealed.sealed_digest, sealed.sealed_size
-        )
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    with _unfinished(owner, digest, offset) as (file, path, key):
+        rest = _Exactly(stream, size - offset)
+        try:
+            sealed = seal_on(rest, file, key) if offset else seal_stream(rest, file, key)
+        except Tampered:  # the machine died while it was written
+            path.unlink()
+            raise OffsetMismatch("the beginning of this upload was damaged; send the file from its start", 0) from None
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            if sealed.digest_plain != digest:
+                raise DigestMismatch("the bytes do not have the digest they were announced with; send the file again")
+            return _enter(
+                owner, digest, path, folder / digest, key, sealed.size, sealed.sealed_digest, sealed.sealed_size
+            )
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def open_into(blob: Blob, target: Path) -> None:
@@ -74,12 +96,71 @@ def content_key(blob: Blob) -> bytes:
     return keys.unwrap(blob.wrapped_key, _purpose(blob.owner_id, blob.digest))
 
 
+def _begun(owner: User, digest: str) -> list[Path]:
+    folder: Path = settings.LABAPEX.home / "uploads" / str(owner.pk)
+    return sorted(folder.glob(f"{digest}.*")) if folder.is_dir() else []
+
+
+@contextmanager
+def _unfinished(owner: User, digest: str, offset: int) -> Iterator[tuple[BinaryIO, Path, bytes]]:
+    """(file, its path, its key) of an upload that begins at `offset`, for this caller alone. Raises `OffsetMismatch`."""
+    folder = settings.LABAPEX.private_folder("uploads", str(owner.pk))
+    if offset:
+        for path in _begun(owner, digest):
+            if (file := _locked(path)) is None:
+                continue
+            if sealed_so_far(path.stat().st_size) == offset:
+                key = keys.unwrap(bytes.fromhex(path.suffix[1:]), _purpose(owner.pk, digest))
+                break
+            file.close()
+        else:
+            here = begun(owner, digest)
+            raise OffsetMismatch(
+                f"the upload goes on from byte {here}, not {offset}; or another one is under way", here
+            )
+    else:
+        _clear(folder, digest)
+        key = new_key()
+        path = folder / f"{digest}.{keys.wrap(key, _purpose(owner.pk, digest)).hex()}"
+        file = _create(path)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    with file:
+        yield file, path, key
+
+
+def _clear(folder: Path, digest: str) -> None:
+    """Forget uploads that nobody goes on with: of a file that is sent anew, a day old, and the oldest of too many."""
+    listed = sorted(((path.stat().st_mtime, path) for path in folder.iterdir()), reverse=True)
+    for number, (at, path) in enumerate(listed):
+        old = number >= _MAX_BEGUN - 1 or time.time() - at > KEPT_SECONDS
+        if (old or path.name.startswith(digest)) and (file := _locked(path)) is not None:
+            with file:
+                path.unlink(missing_ok=True)
+
+
+def _locked(path: Path) -> BinaryIO | None:
+    """The file, locked by us; None where another upload writes it, or it is gone."""
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    if not path.exists() or not path.samefile(f"/proc/self/fd/{file.fileno()}"):  # it got its final name meanwhile
+        file.close()
+        return None
+    return file
+
+
 def _purpose(owner_id: int, digest: str) -> str:
     return f"blob:{owner_id}:{digest}"
 
 
 def _create(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb")
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w+b")
 
 
 def _enter(
@@ -112,12 +193,15 @@ def _enter(
 
 
 class _Exactly:
-    """At most `size` bytes of a stream."""
+    """The next `size` bytes of a stream; raises `Refused` where it ends before."""
 
     def __init__(self, stream: Readable, size: int) -> None:
         self._stream, self._left = stream, size
 
     def read(self, size: int, /) -> bytes:
-        data = self._stream.read(min(size, self._left)) if self._left else b""
+        wanted = min(size, self._left)
+        data = self._stream.read(wanted) if wanted else b""
+        if wanted and not data:
+            raise Refused(f"the upload ended {self._left} bytes too early; go on from where it is, or send it again")
         self._left -= len(data)
         return data

@@ -8,6 +8,8 @@ from pathlib import Path
 from django.conf import settings
 from django.db import models
 
+from labapex.protocol.contract import Parent
+from labapex.protocol.requirements import Lock
 from labapex.protocol.spec import Bundle, JobSpec
 from labapex.protocol.states import Fault, JobState
 
@@ -45,6 +47,8 @@ class Job(models.Model):
     name = models.CharField(max_length=80)
     spec = models.JSONField()  # protocol.spec.JobSpec
     bundle = models.JSONField()  # protocol.spec.Bundle
+    parents = models.JSONField(default=list)  # protocol.contract.Parent of each model that it starts from
+    requirements = models.JSONField(null=True)  # protocol.requirements.Lock, once they are locked
     state = models.CharField(max_length=12, choices=STATES, default=JobState.SUBMITTED.value)
     reason = models.TextField(blank=True)  # why it is in this state
     fault = models.CharField(max_length=10, blank=True, choices=[(f.value, f.value) for f in Fault])  # of an end state
@@ -56,6 +60,7 @@ class Job(models.Model):
     wrapped_content_key = models.BinaryField(null=True)
     sealed_index = models.BinaryField(null=True)  # section 0 of the executable
     package_ms = models.FloatField(null=True)
+    handovers = models.JSONField(default=list)  # protocol.contract.Handover: from where the next lease goes on
     price_per_epoch = models.BigIntegerField(null=True)  # of the lease that runs or ran it
     claimed_by = models.CharField(max_length=80, blank=True)
     claimed_until = models.DateTimeField(null=True)
@@ -88,6 +93,15 @@ class Job(models.Model):
     @property
     def files(self) -> Bundle:
         return Bundle.model_validate(self.bundle)
+
+    @property
+    def origins(self) -> tuple[Parent, ...]:
+        return tuple(Parent.model_validate(parent) for parent in self.parents)
+
+    @property
+    def lock(self) -> Lock:
+        """The packages that its script runs with; none before the preflight."""
+        return Lock() if self.requirements is None else Lock.model_validate(self.requirements)
 
 
 class Transition(models.Model):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -17,8 +17,9 @@ from labapex.errors import NotEnoughCredit
 from labapex.executable import seal_index
 from labapex.protocol.api import JobRequest
 from labapex.protocol.canonical import digest
+from labapex.protocol.contract import Parent
 from labapex.protocol.manifest import Index, IndexEntry
-from labapex.protocol.spec import Bundle, JobSpec, Part
+from labapex.protocol.spec import MAX_FILES, PARENTS, Bundle, JobSpec, Part
 from labapex.protocol.states import Fault, JobState
 from labapex.sealing import new_key
 from labapex_server.accounts.models import User
@@ -28,7 +29,7 @@ from labapex_server.jobs.signals import advanced
 from labapex_server.jobs.view import view
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock, keys
-from labapex_server.lib.errors import Conflict, Refused, TooLarge
+from labapex_server.lib.errors import Conflict, KeyReused, Refused, TooLarge
 
 __all__ = [
     "advance",
@@ -50,19 +51,27 @@ def find(owner: User, job_id: UUID) -> Job | None:
     return Job.objects.filter(owner=owner, pk=job_id).first()
 
 
-def submit(owner: User, *, request: JobRequest, idempotency_key: str | None = None) -> Job:
+def submit(
+    owner: User, *, request: JobRequest, parents: Sequence[Parent] = (), idempotency_key: str | None = None
+) -> Job:
     """Accept a job whose files were uploaded. The same key with the same request gives the same job.
 
-    Raises `Refused` for a bundle that does not fit the spec, `NotEnoughCredit`, `Conflict` for a key used otherwise.
+    `parents` are the models that the request says it starts from, found and uploaded; their files travel with its data.
+    Raises `Refused` for a bundle that does not fit the spec, `NotEnoughCredit`, `KeyReused`.
     """
     spec = request.spec
-    bundle = Bundle(code=_sorted(request.bundle.code), data=_sorted(request.bundle.data))
+    if len(parents) != len(spec.start_from):
+        raise ValueError("the models that a job starts from must be found before it is submitted")
+    _check_bundle(spec, request.bundle)
+    bundle = Bundle(
+        code=_sorted(request.bundle.code), data=_sorted((*request.bundle.data, *_parent_parts(owner, parents)))
+    )
     asked = {"spec": spec.model_dump(mode="json"), "bundle": bundle.model_dump(mode="json")}
     if idempotency_key is not None:
         before = Job.objects.filter(owner=owner, idempotency_key=idempotency_key).first()
         if before is not None:
             return _same(before, asked)
-    _check_bundle(spec, bundle)
+    _check_amounts(bundle)
     _check_blobs(owner, bundle)
     if spec.budget_micro < spec.epochs:
         raise NotEnoughCredit(
@@ -85,6 +94,7 @@ def submit(owner: User, *, request: JobRequest, idempotency_key: str | None = No
                 idempotency_key=idempotency_key,
                 created_at=now,
                 state_changed_at=now,
+                parents=[parent.model_dump(mode="json") for parent in parents],
                 **asked,
             )
             Transition.objects.create(job=job, before="", after=job.state, reason="", at=now)
@@ -231,13 +241,16 @@ def _content_purpose(job: Job) -> str:
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _check_bundle(spec: JobSpec, bundle: Bundle) -> None:
+def _check_amounts(bundle: Bundle) -> None:
     limits = settings.LABAPEX
     code, data = (sum(part.size for part in parts) for parts in (bundle.code, bundle.data))
     if code > limits.code_limit_bytes:
         raise TooLarge(f"the code has {code} bytes; at most {limits.code_limit_bytes} are accepted")
     if data > limits.data_limit_bytes:
         raise TooLarge(f"the data has {data} bytes; at most {limits.data_limit_bytes} are accepted")
+
+
+def _check_bundle(spec: JobSpec, bundle: Bundle) -> None:
     if spec.script not in {part.path for part in bundle.code}:
         raise Refused(f"script: {spec.script} is not among the uploaded code files")
     if bundle.data and spec.data is None:
@@ -247,13 +260,26 @@ def _check_bundle(spec: JobSpec, bundle: Bundle) -> None:
     for part in bundle.data:
         if spec.data is not None and PurePosixPath(spec.data) not in PurePosixPath(part.path).parents:
             raise Refused(f"data: {part.path} does not lie in the data folder {spec.data}")
+    if len(bundle.data) + len(spec.start_from) > MAX_FILES:
+        raise Refused(f"data: at most {MAX_FILES} files are accepted, models to start from among them")
     paths = [part.path for part in (*bundle.code, *bundle.data)]
+    if spec.start_from and (taken := [path for path in paths if PurePosixPath(path).parts[0] == PARENTS]):
+        raise Refused(f"bundle: {taken[0]} lies where the models come that the job starts from; rename that folder")
     files = set(paths)
     if len(files) != len(paths):
         raise Refused("bundle: two files have the same path")
     for path in paths:
         if any(str(parent) in files for parent in PurePosixPath(path).parents):
             raise Refused(f"bundle: {path} lies in a folder that is itself a file")
+
+
+def _parent_parts(owner: User, parents: Sequence[Parent]) -> list[Part]:
+    sizes = dict(
+        Blob.objects.filter(owner=owner, digest__in={parent.weights for parent in parents}).values_list(
+            "digest", "size"
+        )
+    )
+    return [Part(path=each.path, digest=each.weights, size=sizes[each.weights]) for each in parents]
 
 
 def _check_blobs(owner: User, bundle: Bundle) -> None:
@@ -271,7 +297,7 @@ def _check_blobs(owner: User, bundle: Bundle) -> None:
 
 def _same(before: Job, asked: dict[str, Any]) -> Job:
     if {"spec": before.spec, "bundle": before.bundle} != asked:
-        raise Conflict("this idempotency key was used for another job; choose a new one")
+        raise KeyReused("this idempotency key was used for another job; choose a new one")
     return before
 
 

@@ -32,16 +32,23 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     S.RUNNING: {
         S.CHALLENGED: "the log is complete and all commitments are fixed",
         S.QUEUED: "the worker fell silent, stood still, or could not finish it",
+        S.RESUMING: "the same, and states of its run may be here to go on from",
         S.FAILED: "the script failed, or too many leases were lost",
+        S.CANCELLED: "stopped by the client",
+    },
+    S.RESUMING: {
+        S.QUEUED: "it is known from where another worker goes on",
+        S.FAILED: "too many leases were lost, or the platform could not replay",
         S.CANCELLED: "stopped by the client",
     },
     S.CHALLENGED: {
         S.VERIFYING: "every challenged state was opened",
-        S.SETTLING: "the deadline passed without them: rejected",
+        S.SETTLING: "the deadline passed without them, or what was shown is a lie: rejected",
         S.FAILED: "the platform could not draw the challenge",
     },
     S.VERIFYING: {
         S.SETTLING: "the verdict is given",
+        S.CHALLENGED: "what was found gives cause to look at further states",
         S.FAILED: "the platform could not replay",
     },
     S.SETTLING: {

@@ -28,10 +28,9 @@ def view(job: Job) -> JobView:
     lease: Any = max(job.leases.all(), key=lambda each: each.granted_at, default=None)
     per_epoch = (job.facts or {}).get("iterations_per_epoch")
     total = per_epoch * spec.epochs if per_epoch else None
-    iterations = _iterations(lease)
+    made = iterations(lease)
     money = ledger.outcome(job.hold)
-    price = job.price_per_epoch or 0
-    complete = min(spec.epochs, iterations // per_epoch) if per_epoch else 0
+    complete = min(spec.epochs, made // per_epoch) if per_epoch else 0
     state = JobState(job.state)
     verdicts = list(job.verdicts.all())
     verdict = verdicts[-1].document.get("verdict") if verdicts else None
@@ -46,14 +45,15 @@ def view(job: Job) -> JobView:
         started_at=clock.unix(job.started_at),
         ended_at=clock.unix(job.ended_at),
         progress=Progress(
-            iterations=iterations,
+            iterations=made,
             total=total,
-            epoch=min(spec.epochs, iterations // per_epoch + 1) if per_epoch else 0,
-            eta_seconds=_eta(lease, state, iterations, total),
+            epoch=min(spec.epochs, made // per_epoch + 1) if per_epoch else 0,
+            eta_seconds=_eta(lease, state, made, total),
         ),
         iterations_per_epoch=per_epoch,
+        packages=tuple(str(wheel) for wheel in job.lock.wheels),
         budget=job.budget,
-        cost=money.paid if state.ended else price * complete,
+        cost=money.paid if state.ended else _cost(job, lease, per_epoch, complete),
         paid=money.paid,
         refunded=money.refunded,
         worker=lease.worker.name if lease else None,
@@ -78,16 +78,37 @@ def _log(lease: Any) -> Any:
     return getattr(lease, "log", None) if lease is not None else None  # a lease without frames has no log
 
 
-def _iterations(lease: Any) -> int:
+def iterations(lease: Any) -> int:
+    """Of a lease's run, those of earlier hosts that count among them."""
     log = _log(lease)
-    return log.next if log is not None else 0
+    return log.next if log is not None else _begun(lease)
+
+
+def _begun(lease: Any) -> int:
+    """The iteration with which a lease's own part begins."""
+    handovers = lease.contract.get("handovers") if lease is not None else None
+    return handovers[-1]["leaf"]["step"] if handovers else 0
+
+
+def _cost(job: Job, lease: Any, per_epoch: int | None, complete: int) -> int:
+    """What the epochs cost that are complete, each at the price of the host on which it ended."""
+    if not per_epoch or lease is None:
+        return 0
+    prices = {str(each.pk): each.price_per_epoch for each in job.leases.all()}
+    live = job.price_per_epoch is not None
+    cost = done = 0
+    for handover in lease.contract.get("handovers", ()) if live else job.handovers:
+        until = handover["leaf"]["step"] // per_epoch
+        cost, done = cost + prices[handover["lease"]] * (until - done), until
+    return cost + (job.price_per_epoch or 0) * max(0, complete - done)
 
 
 def _eta(lease: Any, state: JobState, iterations: int, total: int | None) -> float | None:
-    if state is not JobState.RUNNING or not iterations or total is None or lease.state != LeaseState.RUNNING:
+    own = iterations - _begun(lease)
+    if state is not JobState.RUNNING or not own or total is None or lease.state != LeaseState.RUNNING:
         return None
     spent: float = (clock.now() - lease.key_released_at).total_seconds()
-    return max(0.0, spent / iterations * (total - iterations))
+    return max(0.0, spent / own * (total - iterations))
 
 
 def _first_loss(job: Job) -> float | None:

@@ -6,6 +6,7 @@ The child runs a client's script, so everything it leaves behind is hostile: lin
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -14,13 +15,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal, TypeVar
 
 from django.conf import settings
 
-from labapex import sandbox
+from labapex import environments, sandbox
 from labapex.errors import LabApexError, MalformedInput
 from labapex.proof.determinism import pin
 from labapex.protocol.canonical import Message, canonical, parse
@@ -65,17 +66,18 @@ def run(
     seconds: float,
     beat: Callable[[], None],
     runner: Path | None = None,
+    packages: Path | None = None,
 ) -> M:
-    """Hand `request` to the runner in `folder` and read its report. `runner`: another one than the current.
+    """Hand `request` to the runner in `folder` and read its report. `runner`: another one than the current; `packages`: the
+    script's own.
 
     `beat` is called every two seconds; when it raises, the child is killed.
     Raises `ChildFailed`, `ChildTimedOut`, `SandboxUnavailable`, and `MalformedInput` for a report that is none.
     """
     (folder / "request.json").write_bytes(canonical(request))
-    (folder / "tmp").mkdir(mode=0o700)
     process = sandbox.popen(
         [*_command(runner), mode, str(folder)],
-        _confinement(folder, threads, _command(runner)),
+        environments.mounted(_confinement(folder, threads, _command(runner)), packages),
         wrapper=_dies_with_us(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -89,6 +91,48 @@ def run(
     if process.returncode:
         raise ChildFailed(f"the {mode} ended with {_ending(process.returncode)} and left no report", text)
     return parse(report, read_hostile(folder / "report.json", limit=MAX_REPORT), limit=MAX_REPORT)
+
+
+def tool(
+    line: list[str],
+    folder: Path,
+    *,
+    environment: dict[str, str],
+    seconds: float,
+    beat: Callable[[], None],
+    file_bytes: int,
+    memory_bytes: int,
+) -> tuple[int, str]:
+    """Run a program that is ours, and reads what strangers wrote, in `folder`; its exit code and the end of what it said.
+
+    It is not confined, but has nothing of our environment, and limits. Raises `ChildTimedOut`, and whatever `beat` does."""
+    process = subprocess.Popen(
+        [*_dies_with_us(), *line],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    for kind, most in (
+        (resource.RLIMIT_FSIZE, file_bytes),
+        (resource.RLIMIT_DATA, memory_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        with suppress(ProcessLookupError):  # it has ended already
+            resource.prlimit(process.pid, kind, (most, most))
+    said = _Tail(process.stdout)
+    try:
+        _wait(process, seconds, beat)
+    finally:
+        sandbox.kill_tree(process)
+    return process.returncode, said.text()
+
+
+def site_packages() -> tuple[Path, ...]:
+    """Where the runner finds torch, and what it runs with."""
+    return tuple(map(Path, _site_packages().split(os.pathsep)))
 
 
 def read_hostile(path: Path, *, limit: int) -> bytes:
@@ -135,14 +179,15 @@ def _confinement(folder: Path, threads: int, command: list[str]) -> sandbox.Conf
         environment={
             "PATH": "/usr/bin:/bin",
             "LANG": "C.UTF-8",
-            "HOME": str(folder),
-            "TMPDIR": str(folder / "tmp"),
+            "TMPDIR": str(folder),  # where the runner unpacks itself; scripts get another
             "LABAPEX_SITE_PACKAGES": packages,
             **pin(threads),
         },
         memory_bytes=config.child_memory_bytes,
+        total_memory_bytes=config.child_memory_bytes,
         processes=config.child_processes,
         file_bytes=config.child_file_bytes,
+        disk_bytes=config.child_disk_bytes,
     )
 
 

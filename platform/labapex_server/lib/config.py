@@ -39,12 +39,21 @@ class Config(BaseSettings):
     code_limit_bytes: int = MAX_CODE_BYTES
     result_limit_bytes: int = 4 * 2**30
 
+    packages_limit_bytes: int = 4 * 2**30  # wheels that a job's requirements come to, and what pip loads to find them
+    packages_seconds: float = 900  # to lock them
+
     # workers
     heartbeat_seconds: float = 5
     lease_seconds: float = 30  # of silence after which a lease is over
     lease_limit_seconds: float = 7 * 24 * 3600  # how long a manifest is valid
-    opening_seconds: float = 600  # from challenge to the last opened state
+    opening_seconds: float = 600  # each round of a challenge, besides making anew what was not kept
+    kept_states_gb: float = Field(default=20, gt=0)  # that a host keeps of a run; it makes the others anew when asked
+    handover_seconds: float = Field(default=60, ge=0)  # of training that a lost host costs; 0: then it is begun anew
+    handover_bytes_per_second: float = Field(default=1e6, gt=0)  # at most, of states that a training host hands in
+    handover_gb: float = Field(default=20, gt=0)  # of such states that are kept of a job
+    handover_wait_seconds: float = Field(default=3600, ge=0)  # for a host of the same class; then it is begun anew
     enrolment_seconds: float = 900
+    trial_hours: float = Field(default=24, ge=0)  # between two speed trials of a worker, on average; 0: never
     start_seconds: float = 3600  # from grant to key release
     stall_seconds: float = 1800  # without a new iteration, though the worker is there; at least 50 iterations' time
     max_attempts: int = 5
@@ -61,16 +70,19 @@ class Config(BaseSettings):
     # running foreign code
     runner_dir: Path = ROOT / "build" / "runner"
     runner_command: tuple[str, ...] = ()  # instead of `runner_dir/runner`: the program that plays the runner in tests
+    environments_bytes: int = 20 * 2**30  # unpacked packages of jobs; the ones used longest ago make room
     site_packages: str = ""  # where the runner finds torch; empty: this interpreter's
     preflight_seconds: float = 900
     replay_seconds: float = 3600
     child_memory_bytes: int | None = 16 * 2**30
     child_processes: int | None = 512
     child_file_bytes: int | None = 8 * 2**30
+    child_disk_bytes: int | None = 256 * 2**30
     pev_percent: float = Field(default=10, gt=0, le=100)
 
     # doors
     login_rate: str = "10/min"
+    api_rate: int = Field(default=3000, ge=1)  # requests a minute of one token
     page_size: int = 50
 
     def database(self) -> dict[str, Any]:

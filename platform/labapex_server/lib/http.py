@@ -6,11 +6,11 @@ So limits, and uploads that are streamed, are raw ASGI.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from labapex.protocol.api import Problem
+from labapex_server.lib import problems
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -31,20 +31,37 @@ def content_length(fields: dict[str, str]) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
-async def respond(send: Send, status: int, body: bytes = b"", *, kind: str = "application/json") -> None:
+async def respond(
+    send: Send,
+    status: int,
+    body: bytes = b"",
+    *,
+    kind: str = "application/json",
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """`extra` are further header fields."""
     fields = [
         (b"content-type", kind.encode()),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
+        *((name.lower().encode(), value.encode()) for name, value in (extra or {}).items()),
     ]
     await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body})
 
 
-async def problem(send: Send, status: int, code: str, detail: str) -> None:
+async def problem(
+    send: Send,
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    instance: str | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> None:
     """An error as RFC 9457 has it."""
-    document = Problem(title=code.replace("-", " "), status=status, detail=detail, code=code)
-    await respond(send, status, document.model_dump_json().encode(), kind="application/problem+json")
+    body = problems.document(status, code, detail, instance=instance).model_dump_json().encode()
+    await respond(send, status, body, kind="application/problem+json", extra=extra)
 
 
 async def drain(receive: Receive) -> None:

@@ -1,6 +1,7 @@
 """The platform's own keys: files of mode 0600 under `home/keys`, made at the first run and never in the database.
 
-A copy of the database alone opens nothing: what is secret in it is wrapped under a key that lies here.
+A copy of the database alone opens nothing: what is secret in it is wrapped under a key that lies here. Which of the keys
+that sign for workers count is not decided here: the trust document says so (`lib.trust`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from django.conf import settings
 
 from labapex.errors import Tampered
+from labapex.protocol.trust import Role
+from labapex.protocol.trust import key_id as key_id
 from labapex.sealing import new_key, new_signing_keys, public_signing_key
 from labapex_server.lib.files import secret_file
 
@@ -21,9 +24,32 @@ _cache: dict[Path, bytes] = {}
 _NONCE = 12
 
 
-def manifest_key() -> bytes:
-    """Private Ed25519 key that signs what a worker may run; agents pin its public half at enrolment."""
-    return _key("manifest", signing=True)
+def new(role: Role) -> bytes:
+    """Make another private Ed25519 key that signs in this role once a trust document names it; its public half."""
+    private, public = new_signing_keys()
+    secret_file(_folder() / f"{role}-{key_id(public)}", lambda: private)
+    return public
+
+
+def held(role: Role) -> dict[str, bytes]:
+    """The private keys of a role that lie here, by id."""
+    found = {}
+    for path in sorted(_folder().glob(f"{role}-*")):
+        private = path.read_bytes()
+        found[key_id(public_signing_key(private))] = private
+    return found
+
+
+def local_root() -> bytes | None:
+    """The private root key, where it lies on this machine: on a platform that set itself up."""
+    try:
+        return (_folder() / "root").read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def make_local_root() -> bytes:
+    return secret_file(_folder() / "root", lambda: new_signing_keys()[0])
 
 
 def verdict_key() -> bytes:
@@ -34,10 +60,6 @@ def verdict_key() -> bytes:
 def log_key() -> bytes:
     """Private Ed25519 key that signs the heads of the transparency log, and nothing else."""
     return _key("log", signing=True)
-
-
-def manifest_public_key() -> bytes:
-    return public_signing_key(manifest_key())
 
 
 def verdict_public_key() -> bytes:
@@ -51,11 +73,6 @@ def log_public_key() -> bytes:
 def pseudonym(of: str) -> str:
     """A lasting name that says nothing about whose it is without the key here: 32 hexadecimal digits."""
     return hmac.new(_key("pseudonym"), of.encode(), hashlib.sha256).hexdigest()[:32]
-
-
-def key_id(public_key: bytes) -> str:
-    """A short name of a public key: the first 16 hexadecimal digits of its SHA-256."""
-    return hashlib.sha256(public_key).hexdigest()[:16]
 
 
 def wrap(secret: bytes, purpose: str) -> bytes:

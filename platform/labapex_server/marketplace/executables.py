@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
@@ -12,11 +13,14 @@ from uuid import UUID
 from django.conf import settings
 
 from labapex.executable import Layout, Runner, describe, layout, load_runner
-from labapex.protocol.contract import Contract, ScriptFacts
+from labapex.protocol.canonical import digest
+from labapex.protocol.contract import Contract, Handover, ScriptFacts
 from labapex.protocol.manifest import Manifest, Section
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
+from labapex_server.lib import trust
 from labapex_server.lib.errors import Conflict
+from labapex_server.marketplace import releases
 from labapex_server.marketplace.models import Lease
 
 _loading = threading.Lock()
@@ -42,8 +46,8 @@ def runner_of(lease: Lease) -> Path:
     return _kept(Manifest.model_validate(lease.manifest).runner) / "runner"
 
 
-def _kept(digest: str) -> Path:
-    folder: Path = settings.LABAPEX.home / "runners" / digest
+def _kept(runner: str) -> Path:
+    folder: Path = settings.LABAPEX.home / "runners" / runner
     return folder
 
 
@@ -74,12 +78,14 @@ def _keep(made: Runner) -> None:
 def contract(job: Job, *, lease: UUID, seed: str) -> Contract:
     """The terms of one lease of a job that passed its preflight."""
     spec, files = job.job_spec, job.files
-    return Contract(
+    terms = Contract(
         job=job.pk,
         lease=lease,
         seed=seed,
         code=jobs.code_digest(files),
         data=jobs.data_digest(files),
+        parents=job.origins,
+        requirements=digest(job.lock),
         script=spec.script,
         args=tuple(spec.arguments()),
         epochs=spec.epochs,
@@ -87,21 +93,57 @@ def contract(job: Job, *, lease: UUID, seed: str) -> Contract:
         threads=spec.threads,
         facts=ScriptFacts.model_validate(job.facts),
     )
+    terms = terms.model_copy(update={"keep_every": keep_every(terms, settings.LABAPEX.kept_states_gb)})
+    return terms.model_copy(update={"upload_every": upload_every(job, terms)})
 
 
-def manifest(job: Job, *, terms: Contract, worker: UUID, expires_at: int) -> Manifest:
-    """What is signed: this runner, these sections, for this worker, under these terms."""
-    made = runner()
-    _keep(made)
+def continued(before: Lease, handovers: tuple[Handover, ...], *, lease: UUID) -> Contract:
+    """The terms of a lease whose host goes on with the run of `before`: the very same, seed and all, but for who has them."""
+    return before.terms.model_copy(update={"lease": lease, "handovers": handovers})
+
+
+def upload_every(job: Job, terms: Contract) -> int:
+    """Every how many leaves a host that trains hands in its state: one that it keeps, about each `handover_seconds`, and so
+    seldom that neither the line nor the platform's disk has too much of them. 0 where none would come before the end."""
+    config, facts = settings.LABAPEX, terms.facts
+    if not config.handover_seconds or not job.job_spec.takeover or not job.iteration_seconds:
+        return 0
+    leaves = len(terms.leaf_steps())
+    leaf_seconds = job.iteration_seconds * terms.iterations / (leaves - 1)
+    by_time = max(config.handover_seconds, facts.state_bytes / config.handover_bytes_per_second) / leaf_seconds
+    by_room = leaves * facts.state_bytes / (config.handover_gb * 1e9)
+    every = math.ceil(max(by_time, by_room, 1) / terms.keep_every) * terms.keep_every
+    return every if every < leaves - 1 else 0
+
+
+def keep_every(terms: Contract, gigabytes: float) -> int:
+    """Every how many leaves a host keeps a state so that all kept ones are of about so many gigabytes: 1 where all fit."""
+    leaves = len(terms.leaf_steps())
+    return min(leaves, max(1, math.ceil(leaves * terms.facts.state_bytes / (gigabytes * 1e9))))
+
+
+def manifest(job: Job, *, terms: Contract, worker: UUID, expires_at: int, before: Lease | None = None) -> Manifest:
+    """What is signed: this runner, these sections, for this worker, under these terms.
+
+    `before`: the lease with whose run it goes on, and with its runner: another one might train otherwise."""
+    if before is None:
+        made = runner()
+        _keep(made)
+        release = releases.of_runner(made)
+    else:
+        made, release = _load(runner_of(before).parent, ()), Manifest.model_validate(before.manifest).release
+    key, _ = trust.signer("manifest")
     sections = [describe(_index(job))]
     sections += [Section(digest=blob.sealed_digest, size=blob.sealed_size) for _, blob in jobs.parts(job)]
     return Manifest(
-        runner=made.digest,
+        key=key,
+        release=release,
         bootloader_size=made.bootloader_size,
         archive_size=made.archive_size,
         sections=tuple(sections),
         worker=worker,
         contract=terms,
+        requirements=job.lock,
         expires_at=expires_at,
     )
 

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import TypedDict
 
 _HOUR = 3600
+
+
+class Work(TypedDict):
+    """What both functions ask of a job, and of the worker whose price it is."""
+
+    price_per_hour: int
+    iteration_seconds: float
+    iterations_per_epoch: int
+    epochs: int
 
 
 def price_per_epoch(

@@ -8,6 +8,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -16,6 +17,8 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q, QuerySet
 
+from labapex.proof.tolerance import described
+from labapex.protocol.contract import Contract, Environment, Handover, Stint
 from labapex.protocol.frames import KeyRequest
 from labapex.protocol.manifest import Manifest, ReleasedKeys
 from labapex.protocol.states import Fault, JobState, LeaseState
@@ -24,30 +27,36 @@ from labapex.sealing import new_key, seal_release, sign
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
-from labapex_server.lib import clock, keys
-from labapex_server.lib.errors import Conflict
+from labapex_server.ledger.models import Account
+from labapex_server.lib import builds, clock, keys, tolerances, trust
+from labapex_server.lib.errors import Conflict, OtherClass, UnknownBuild
 from labapex_server.marketplace import executables
 from labapex_server.marketplace.executables import executable_parts
 from labapex_server.marketplace.models import LIVE, Lease
-from labapex_server.marketplace.pricing import price_per_epoch
+from labapex_server.marketplace.pricing import Work, estimate, price_per_epoch
 from labapex_server.workers.models import Worker
 
 __all__ = [
+    "Share",
     "alive",
     "authenticate",
+    "begin_anew",
     "executable_parts",
     "expire_silent",
     "fail",
     "finish",
     "forgive_silence",
     "give_up",
+    "hand_over",
     "heartbeat",
     "lease",
+    "lost_lease",
     "reconcile",
     "release_ended",
     "release_keys",
     "run_key",
     "settle",
+    "shares",
 ]
 
 _CANDIDATES = 20
@@ -59,51 +68,95 @@ _CANDIDATES = 20
 def lease(worker: Worker) -> tuple[Lease, str] | None:
     """Promise the job that waits longest to this worker: the lease and its bearer token, which is shown this once.
 
-    None where nothing waits, or where the worker holds a lease that it has not finished.
+    None where nothing waits, or where the worker holds a lease that it has not finished. Jobs on which a worker of its class
+    could not be judged are passed over, once an executable has told its class, and so are jobs whose budget does not cover
+    the worker's price, and jobs that ask for more speed than it has shown; those whose run another class began, for
+    `handover_wait_seconds`; and for good those in which something false was found of this worker. A worker whose torch is a
+    stranger's gets none, until it connects anew.
     """
     if worker.banned or alive(worker).exclude(state=LeaseState.FINISHED.value).exists():
         return None
-    for job in Job.objects.filter(state=JobState.QUEUED.value).order_by("created_at")[:_CANDIDATES]:
-        granted = _grant(job, worker)
+    told = Worker.objects.only("environment", "torch_build", "speed").filter(pk=worker.pk).first()
+    environment = Environment.model_validate(told.environment) if told and told.environment else None
+    if told and environment is not None and builds.stranger(environment.torch, told.torch_build or None) is not None:
+        return None
+    false = Lease.objects.filter(worker=worker, state=LeaseState.REJECTED.value).values("job_id")
+    waiting = Job.objects.filter(state=JobState.QUEUED.value).exclude(pk__in=false)
+    waiting = waiting.exclude(spec__min_speed__gt=(told and told.speed) or 0.0)
+    for job in waiting.order_by("created_at")[:_CANDIDATES]:
+        granted = _grant(job, worker, environment)
         if granted is not None:
             return granted
     return None
 
 
-def _grant(job: Job, worker: Worker) -> tuple[Lease, str] | None:
+def _grant(job: Job, worker: Worker, environment: Environment | None) -> tuple[Lease, str] | None:
     config, now = settings.LABAPEX, clock.now()
     lease_id, token = uuid.uuid4(), secrets.token_urlsafe(32)
-    seed = secrets.token_hex(
-        32
-    )  # nobody can know it before: it decides initial weights, order and all other randomness
-    terms = executables.contract(job, lease=lease_id, seed=seed)
+    before = _predecessor(job, environment)
+    if before is not None:
+        terms = executables.continued(before, _handovers(job), lease=lease_id)
+    else:  # nobody can know a seed before: it decides initial weights, order and all other randomness
+        terms = executables.contract(job, lease=lease_id, seed=secrets.token_hex(32))
+    if environment is not None:
+        there = environment.model_copy(update={"threads": terms.threads})
+        if tolerances.gap(there, _own_class(job, terms), terms) is not None or _of_another_class(before, there):
+            return None
     expires = int(time.time() + config.lease_limit_seconds)
-    manifest = executables.manifest(job, terms=terms, worker=worker.pk, expires_at=expires)
-    price = price_per_epoch(
-        price_per_hour=worker.price_per_hour,
-        iteration_seconds=job.iteration_seconds or 0.0,
-        iterations_per_epoch=terms.facts.iterations_per_epoch,
-        budget=job.budget,
-        epochs=terms.epochs,
-    )
+    manifest = executables.manifest(job, terms=terms, worker=worker.pk, expires_at=expires, before=before)
+    work: Work = {
+        "price_per_hour": worker.price_per_hour,
+        "iteration_seconds": job.iteration_seconds or 0.0,
+        "iterations_per_epoch": terms.facts.iterations_per_epoch,
+        "epochs": terms.epochs,
+    }
+    if estimate(**work) > job.budget:
+        return None
+    price = price_per_epoch(**work, budget=job.budget)
     with transaction.atomic():
-        if not jobs.advance(job, JobState.LEASED, reason=f"given to {worker.name}", price_per_epoch=price):
+        reason = f"given to {worker.name}"
+        if terms.after is not None:
+            reason += f", to go on from iteration {terms.after.step}"
+        handovers = job.handovers if before is not None else []
+        if not jobs.advance(job, JobState.LEASED, reason=reason, price_per_epoch=price, handovers=handovers):
             return None
         granted = Lease.objects.create(
             id=lease_id,
             job=job,
             worker=worker,
-            seed=seed,
+            seed=terms.seed,
             price_per_epoch=price,
             contract=terms.model_dump(mode="json"),
             manifest=manifest.model_dump(mode="json"),
-            manifest_signature=sign(keys.manifest_key(), manifest),
+            manifest_signature=sign(trust.private("manifest", manifest.key), manifest),
             token_digest=_digest(token),
             granted_at=now,
             heartbeat_at=now,
             expires_at=now + timedelta(seconds=config.lease_seconds),
         )
     return granted, token
+
+
+def _handovers(job: Job) -> tuple[Handover, ...]:
+    return tuple(Handover.model_validate(each) for each in job.handovers)
+
+
+def _predecessor(job: Job, environment: Environment | None) -> Lease | None:
+    """The lost lease with whose run the next one goes on. None where it begins anew: because nothing is there to go on from,
+    or because no host of that class came for so long that one of another class may."""
+    if not job.handovers:
+        return None
+    before = Lease.objects.get(pk=job.handovers[-1]["lease"])
+    waited = before.ended_at is not None and before.ended_at < clock.after(-settings.LABAPEX.handover_wait_seconds)
+    return None if waited and environment is not None and _of_another_class(before, environment) else before
+
+
+def _of_another_class(before: Lease | None, environment: Environment) -> bool:
+    """Whether a host could not go on with the run of `before` so that bits stay the same."""
+    if before is None or before.environment is None:
+        return False
+    there = environment.model_copy(update={"threads": before.terms.threads})
+    return there != Environment.model_validate(before.environment)
 
 
 def authenticate(lease_id: UUID, token: str) -> Lease | None:
@@ -117,13 +170,67 @@ def authenticate(lease_id: UUID, token: str) -> Lease | None:
 # -- keys --------------------------------------------------------------------------------------------------------------
 
 
-@transaction.atomic
 def release_keys(lease: Lease, *, request: KeyRequest) -> bytes:
     """Content key and run key, sealed to the executable's key: what `KeyRelease` carries.
 
     Given out once. The same executable that asks again gets the same sealed bytes, so that a lost reply costs nothing.
-    Raises `Conflict` for another executable or a lease that is over.
+    Raises `Conflict` for another executable or a lease that is over, `OtherClass` where the executable runs on a class of
+    hosts whose work could not be judged here, and `UnknownBuild` where its torch is none of those on record: then the lease
+    is over, and the job waits for another worker.
     """
+    terms = lease.terms
+    own = _own_class(lease.job, terms)
+    why = tolerances.gap(request.environment, own, terms)
+    before = Lease.objects.get(pk=terms.handovers[-1].lease) if terms.handovers else None
+    waits = "a worker of the class that began this run"
+    if why is None and _of_another_class(before, request.environment) and _decline(lease, request, waits):
+        raise OtherClass(
+            "this job goes on with the run of another class of hosts, bit for bit; it waits for such a one"
+        )
+    waits = f"a worker of a class that this platform can judge; {lease.worker.name} is of another"
+    if why is not None and _decline(lease, request, f"{waits}: {described(request.environment)}"):
+        raise OtherClass(
+            f"this platform could not judge what is trained on {described(request.environment)}: it is of another class,"
+            f" {described(own)}, and {why}; the job goes to another worker"
+        )
+    stranger = builds.stranger(request.environment.torch, request.torch_build)
+    waits = f"a worker with a build of torch that is on record; {lease.worker.name} has another"
+    if stranger is not None and _decline(lease, request, f"{waits}: {stranger}"):
+        raise UnknownBuild(f"{stranger}; install torch anew from its usual source, and restart the daemon")
+    return _release(lease, request)
+
+
+def _own_class(job: Job, terms: Contract) -> Environment | None:
+    """The class of hosts on which the job's preflight ran, and its replay will."""
+    found = (job.preflight or {}).get("environment")
+    return Environment.model_validate({**found, "threads": terms.threads}) if found else None
+
+
+@transaction.atomic
+def _decline(lease: Lease, request: KeyRequest, waits: str) -> bool:
+    """End a lease before anything was trained; its job waits for what `waits` says. It does not count among the lost ones.
+
+    False: the lease was past that."""
+    if not _try_change(
+        lease, LeaseState.GRANTED, LeaseState.FAILED, ended_at=clock.now(), reason=f"no keys: the job waits for {waits}"
+    ):
+        return False
+    _remember(lease, request)
+    job = Job.objects.get(pk=lease.job_id)
+    if job.state == JobState.LEASED.value:
+        jobs.advance(job, JobState.QUEUED, reason=f"waits for {waits}", price_per_epoch=None)
+    return True
+
+
+def _remember(lease: Lease, request: KeyRequest) -> None:
+    """What an executable told of its worker's host."""
+    Worker.objects.filter(pk=lease.worker_id).update(
+        environment=request.environment.model_dump(mode="json"), torch_build=request.torch_build or ""
+    )
+
+
+@transaction.atomic
+def _release(lease: Lease, request: KeyRequest) -> bytes:
     current = Lease.objects.select_for_update().select_related("job", "worker").get(pk=lease.pk)
     if current.state not in (LeaseState.GRANTED.value, LeaseState.RUNNING.value):
         raise Conflict("this lease is over; delete its files")
@@ -150,8 +257,9 @@ def release_keys(lease: Lease, *, request: KeyRequest) -> bytes:
         wrapped_run_key=keys.wrap(run, _run_purpose(current.pk)),
         environment=environment,
     )
-    Worker.objects.filter(pk=current.worker_id).update(environment=environment)
-    if not jobs.advance(job, JobState.RUNNING, reason="training", started_at=job.started_at or now):
+    _remember(current, request)
+    reason = f"training, on {builds.described(request.environment.torch, request.torch_build)}"
+    if not jobs.advance(job, JobState.RUNNING, reason=reason, started_at=job.started_at or now):
         raise Conflict("the job was stopped; delete its files")
     return sealed
 
@@ -271,32 +379,109 @@ def settle(lease: Lease, verdict: Verdict) -> bool:
     if job.state != JobState.SETTLING.value:
         return False
     verified = verdict.verdict == "verified"
-    paid_epochs = verdict.verified_epochs if verified else 0  # a proven cheat forfeits the whole job
-    if job.hold is not None:
-        due = lease.price_per_epoch * paid_epochs
-        payee = ledger.account_of(lease.worker.owner)
-        memo = f"{paid_epochs} verified epochs at {ledger.credits_text(lease.price_per_epoch)}"
-        ledger.settle(job.hold, payments=[(payee, due, memo)] if due else [])
-    _try_change(lease, LeaseState.FINISHED, LeaseState.SETTLED, ended_at=clock.now(), reason=verdict.verdict)
+    if job.hold is not None:  # a proven cheat forfeits the whole job, whoever's it was
+        ledger.settle(job.hold, payments=[part.payment for part in shares(lease)] if verified else [])
+    ending: str = verdict.verdict
+    if verdict.blamed not in (None, lease.pk):
+        ending = "what an earlier host of the run had done is false"
+        Lease.objects.filter(pk=verdict.blamed).update(state=LeaseState.REJECTED.value, reason=verdict.reason)
+    _try_change(lease, LeaseState.FINISHED, LeaseState.SETTLED, ended_at=clock.now(), reason=ending)
+    if verified:  # it stood as lost until now
+        earlier = [each["lease"] for each in lease.contract.get("handovers", ())]
+        Lease.objects.filter(pk__in=earlier).update(state=LeaseState.SETTLED.value)
     to = JobState.VERIFIED if verified else JobState.REJECTED
     if not jobs.advance(job, to, reason=verdict.reason, fault=verdict.fault):
         raise Conflict("the job was settled by someone else")
     return True
 
 
+# -- going on elsewhere ------------------------------------------------------------------------------------------------
+
+
+def lost_lease(job: Job) -> Lease:
+    """The lease whose loss made a job `resuming`."""
+    return Lease.objects.select_related("job", "worker").filter(job=job).latest("granted_at")
+
+
+@transaction.atomic
+def hand_over(lost: Lease, handover: Handover, reason: str) -> bool:
+    """What a lost lease has done holds: the next one goes on behind it. False: the job is no longer `resuming`.
+
+    A lease that brought its job further is none of those after which a job is given up."""
+    job = Job.objects.get(pk=lost.job_id)
+    if job.state != JobState.RESUMING.value:
+        return False
+    handovers = [*lost.terms.handovers, handover]
+    return jobs.advance(
+        job, JobState.QUEUED, reason=reason, handovers=[each.model_dump(mode="json") for each in handovers]
+    )
+
+
+@transaction.atomic
+def begin_anew(lost: Lease, reason: str, *, false: bool) -> bool:
+    """Nothing of a lost lease can be used; `false`: because what it had done is not what it committed to. The next one goes on
+    from where that lease did, or begins anew. False: the job is no longer `resuming`."""
+    job = Job.objects.get(pk=lost.job_id)
+    if job.state != JobState.RESUMING.value or not _wait_again(job, reason):
+        return False
+    if false:
+        Lease.objects.filter(pk=lost.pk).update(state=LeaseState.REJECTED.value, reason=reason)
+    return True
+
+
+@dataclass(frozen=True)
+class Share:
+    """What is due to one host of a verified run."""
+
+    lease: Lease
+    stint: Stint
+    epochs: int  # that ended in its stint
+
+    @property
+    def amount(self) -> int:
+        """Micro-credits, at its own price."""
+        return self.epochs * self.lease.price_per_epoch
+
+    @property
+    def payment(self) -> tuple[Account, int, str]:
+        price = ledger.credits_text(self.lease.price_per_epoch)
+        memo = f"{self.epochs} verified epochs at {price} on {self.lease.worker.name}"
+        return ledger.account_of(self.lease.worker.owner), self.amount, memo
+
+
+def shares(lease: Lease) -> list[Share]:
+    """What is due to the hosts of a verified run, in their order; `lease` is the last one's. No price is more than the budget
+    has for an epoch, and each epoch is one host's: together they never exceed it."""
+    terms = lease.terms
+    stints = terms.stints()
+    per_epoch = terms.facts.iterations_per_epoch
+    found = {
+        each.pk: each for each in Lease.objects.select_related("worker__owner").filter(pk__in=[s.lease for s in stints])
+    }
+    made = [Share(found[s.lease], s, s.stop // per_epoch - s.start // per_epoch) for s in stints]
+    return [share for share in made if share.epochs]
+
+
 # -- within ------------------------------------------------------------------------------------------------------------
 
 
 def _requeue(lost: Lease, reason: str) -> None:
-    """Let the job wait for another worker, unless too many leases of it were lost."""
+    """Let the job wait for another worker, unless too many leases of it were lost.
+
+    Where the worker was to hand in states, it is first looked whether another one can go on from there."""
     job = Job.objects.get(pk=lost.job_id)
-    if job.state not in (JobState.LEASED.value, JobState.RUNNING.value):
-        return
+    if job.state == JobState.RUNNING.value and lost.contract.get("upload_every"):
+        jobs.advance(job, JobState.RESUMING, reason=reason, price_per_epoch=None)
+    elif job.state in (JobState.LEASED.value, JobState.RUNNING.value):
+        _wait_again(job, reason)
+
+
+def _wait_again(job: Job, reason: str) -> bool:
+    """The lost lease has brought the job no further."""
     if job.attempts + 1 >= settings.LABAPEX.max_attempts:
         reason = f"given up after {job.attempts + 1} leases; the last: {reason}"
-        jobs.advance(job, JobState.FAILED, reason=reason, fault=Fault.WORKER, attempts=F("attempts") + 1)
-    else:
-        jobs.advance(job, JobState.QUEUED, reason=reason, attempts=F("attempts") + 1, price_per_epoch=None)
+        return jobs.advance(job, JobState.FAILED, reason=reason, fault=Fault.WORKER, attempts=F("attempts") + 1)
+    return jobs.advance(job, JobState.QUEUED, reason=reason, attempts=F("attempts") + 1, price_per_epoch=None)
 
 
 def _change(lease: Lease, before: LeaseState, after: LeaseState, **fields: Any) -> None:

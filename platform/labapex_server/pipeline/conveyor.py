@@ -12,6 +12,7 @@ from labapex.protocol.states import JobState
 from labapex_server.jobs.models import Job
 from labapex_server.jobs.signals import advanced
 from labapex_server.lib import clock
+from labapex_server.verification.signals import answered
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,8 @@ STAGES: dict[JobState, str] = {
     JobState.SUBMITTED: "preflight",
     JobState.PACKAGING: "package",
     # QUEUED, LEASED and RUNNING wait for workers
-    JobState.CHALLENGED: "challenge",  # and then it waits for the worker's opened states
+    JobState.RESUMING: "resume",
+    JobState.CHALLENGED: "challenge",  # between what the worker shows
     JobState.VERIFYING: "verify",
     JobState.SETTLING: "settle",
 }
@@ -27,11 +29,16 @@ STAGES: dict[JobState, str] = {
 
 def connect() -> None:
     advanced.connect(_advanced, dispatch_uid="pipeline.conveyor")
+    answered.connect(_answered, dispatch_uid="pipeline.answered")
 
 
 def _advanced(*, job_id: UUID, state: JobState, **_: Any) -> None:
     if state in STAGES:
         ring(job_id, state)
+
+
+def _answered(*, job_id: UUID, **_: Any) -> None:
+    ring(job_id, JobState.CHALLENGED)
 
 
 def ring(job_id: UUID, state: JobState) -> bool:

@@ -46,6 +46,10 @@ def package(job: Job, beat: Beat) -> None:
     jobs.package(job)
 
 
+def resume(job: Job, beat: Beat) -> None:
+    verification.resume(job, beat=beat)
+
+
 def challenge(job: Job, beat: Beat) -> None:
     verification.challenge(verification.finished_lease(job))
 

@@ -49,8 +49,8 @@ def _ring(now: datetime) -> int:
     unclaimed = Q(claimed_until=None) | Q(claimed_until__lt=now)
     quiet = Q(rung_at=None) | Q(rung_at__lt=now - timedelta(seconds=settings.LABAPEX.ring_seconds))
     waiting = Job.objects.filter(unclaimed, quiet, state__in=[state.value for state in conveyor.STAGES])
-    # A challenged job waits for its worker once the challenge is drawn.
-    waiting = waiting.exclude(state=JobState.CHALLENGED.value, leases__challenge__isnull=False)
+    # A challenged job waits for its worker as long as something is asked for.
+    waiting = waiting.exclude(state=JobState.CHALLENGED.value, leases__challenge__waiting=True)
     rung = 0
     for job_id, state in waiting.order_by("state_changed_at").values_list("pk", "state")[:_AT_ONCE]:
         if not conveyor.ring(job_id, JobState(state)):

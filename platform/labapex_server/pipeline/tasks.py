@@ -29,6 +29,11 @@ def package(job: str) -> None:
     stages.work(UUID(job), JobState.PACKAGING, stages.package)
 
 
+@_task("resume")
+def resume(job: str) -> None:
+    stages.work(UUID(job), JobState.RESUMING, stages.resume)
+
+
 @_task("challenge")
 def challenge(job: str) -> None:
     stages.work(UUID(job), JobState.CHALLENGED, stages.challenge)

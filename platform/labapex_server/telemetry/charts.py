@@ -10,13 +10,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
 from django.db.models import FloatField, OuterRef, Subquery
 
-from labapex.protocol.api import Events, JobView
+from labapex.protocol.api import Events, HandoverView, JobView
 from labapex.protocol.records import Console, Sample, uncolumn
 from labapex.protocol.states import LeaseState
 from labapex.protocol.verdict import RuleResult
@@ -25,6 +26,7 @@ from labapex_server.jobs.models import Job
 from labapex_server.lib.errors import Refused
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry.models import Frame, Leaf, Log
+from labapex_server.telemetry.stints import Part, cut, parts
 
 PAGE_POINTS = 20_000
 PAGE_TEXT = 1 << 20
@@ -81,16 +83,23 @@ class Piece:
             seq=seq,
             first=first,
             losses=tuple(value if math.isfinite(value) else None for value in uncolumn(bytes(losses))),
-            samples=tuple(Sample.model_construct(**sample) for sample in extras.get("samples", ())),
+            samples=tuple(map(_sample, extras.get("samples", ()))),
             console=tuple(Console.model_construct(**line) for line in extras.get("console", ())),
         )
+
+
+def _sample(stored: dict[str, Any]) -> Sample:
+    """Checked when it came; JSON has no tuples."""
+    return Sample.model_construct(**{**stored, "throttled": tuple(stored.get("throttled", ()))})
 
 
 @dataclass(frozen=True)
 class Standing:
     """What a page says about a job besides its log."""
 
-    lease: UUID | None  # the one whose log is shown: the latest
+    lease: UUID | None  # the one whose run is shown: the latest
+    parts: tuple[Part, ...]  # the logs that the run consists of
+    handovers: tuple[HandoverView, ...]
     job: JobView
     version: int
     rules: tuple[RuleResult, ...]
@@ -98,27 +107,55 @@ class Standing:
     @classmethod
     def of(cls, job: Job) -> Standing:
         latest = Lease.objects.filter(job=job).order_by("-granted_at")
-        lease = latest.select_related("verdict", "challenge").first()
+        lease = latest.select_related("verdict", "challenge", "worker").first()
         verdict, challenge = getattr(lease, "verdict", None), getattr(lease, "challenge", None)
         rules = verdict.document["rules"] if verdict else challenge.rules if challenge else ()
         return cls(
             lease=None if lease is None else lease.pk,
+            parts=() if lease is None else parts(lease),
+            handovers=() if lease is None else handovers(lease),
             job=jobs.view(job),
             version=job.version,
             rules=tuple(RuleResult.model_validate(rule) for rule in rules),
         )
 
 
-def length(lease: UUID) -> int:
-    """How many frames of a lease's log are held."""
-    return Log.objects.filter(pk=lease).values_list("seq", flat=True).first() or 0
+def handovers(lease: Lease) -> tuple[HandoverView, ...]:
+    """Where the run of a lease went from one host to another."""
+    earlier = parts(lease)[:-1]
+    if not earlier:
+        return ()
+    names = dict(Lease.objects.filter(pk__in=[each.lease for each in earlier]).values_list("pk", "worker__name"))
+    hosts = [*(names[each.lease] for each in earlier), lease.worker.name]
+    return tuple(
+        HandoverView(iteration=each.stop or 0, before=a, after=b)
+        for each, (a, b) in zip(earlier, pairwise(hosts), strict=True)
+    )
 
 
-def pieces(lease: UUID, since: int) -> list[Piece]:
-    """The frames of a lease from number `since` on, as many as a page holds."""
-    rows = Frame.objects.filter(log=lease, seq__gte=since).order_by("seq")
-    fields = rows.values_list("seq", "first", "losses", "extras")
-    return list(page(Piece.of(*row) for row in fields.iterator(chunk_size=200)))
+def length(run: Sequence[Part]) -> int:
+    """How many frames of a run are held."""
+    if not run:
+        return 0
+    held = Log.objects.filter(pk=run[-1].lease).values_list("seq", flat=True).first() or 0
+    return held + sum(part.count or 0 for part in run)
+
+
+def pieces(run: Sequence[Part], since: int) -> list[Piece]:
+    """The frames of a run from number `since` on, as many as a page holds. They are counted over all of its logs."""
+    return list(page(_pieces(run, since)))
+
+
+def _pieces(run: Sequence[Part], since: int) -> Iterator[Piece]:
+    begin = 0
+    for part in run:
+        frames = part.frames().filter(seq__gte=max(0, since - begin))
+        for seq, first, losses, extras in frames.values_list("seq", "first", "losses", "extras").iterator(
+            chunk_size=200
+        ):
+            (column,) = cut([(first, bytes(losses))], part.stop)
+            yield Piece.of(begin + seq, first, column, extras)
+        begin += part.count or 0
 
 
 def full(new: Sequence[Piece]) -> bool:
@@ -139,23 +176,39 @@ def page(following: Iterable[Piece]) -> Iterator[Piece]:
 
 def compose(standing: Standing, cursor: Cursor, new: Sequence[Piece]) -> Events:
     """What a viewer with this cursor is told. `new` are the pieces from `start(standing, cursor)` on."""
-    seq = start(standing, cursor)
+    seq, kept = _place(standing, cursor)
     after = Cursor(standing.lease, new[-1].seq + 1 if new else seq, standing.version)
     return Events(
         cursor=str(after),
-        restarted=cursor.lease is not None and cursor.lease != standing.lease,
+        restarted=kept is not None,
+        kept=kept or 0,
         job=standing.job,
         first=next((piece.first for piece in new if piece.losses), new[0].first if new else 0),
         losses=tuple(loss for piece in new for loss in piece.losses),
         samples=tuple(sample for piece in new for sample in piece.samples),
         console=tuple(line for piece in new for line in piece.console),
         rules=standing.rules if cursor.version != standing.version else (),
+        handovers=standing.handovers,
     )
 
 
 def start(standing: Standing, cursor: Cursor) -> int:
     """The first frame that a viewer with this cursor has not seen."""
-    return cursor.seq if cursor.lease == standing.lease else 0
+    return _place(standing, cursor)[0]
+
+
+def _place(standing: Standing, cursor: Cursor) -> tuple[int, int | None]:
+    """The first frame that a viewer has not seen, and how many of the iterations that it has seen still count: None: all.
+
+    Who has followed an earlier host of the run goes on behind what counts of it."""
+    if cursor.lease in (None, standing.lease):
+        return cursor.seq if cursor.lease is not None else 0, None
+    end = 0
+    for part in standing.parts[:-1]:
+        end += part.count or 0
+        if part.lease == cursor.lease:
+            return min(cursor.seq, end), part.stop if cursor.seq > end - 1 else None
+    return 0, 0
 
 
 def events(job: Job, cursor: str) -> Events:
@@ -163,7 +216,7 @@ def events(job: Job, cursor: str) -> Events:
 
     There may be more: ask again with the cursor that came back until it stays the same."""
     seen, standing = Cursor.parse(cursor), Standing.of(job)
-    new = [] if standing.lease is None else pieces(standing.lease, start(standing, seen))
+    new = pieces(standing.parts, start(standing, seen))
     return compose(standing, seen, new)
 
 
@@ -181,16 +234,20 @@ def times(lease: Lease) -> list[float]:
 
 
 def _column(lease: Lease, name: str) -> list[float]:
-    rows = Frame.objects.filter(log=lease.pk).order_by("seq").values_list(name, flat=True)
-    return [value for column in rows.iterator(chunk_size=1000) for value in uncolumn(bytes(column))]
+    found: list[float] = []
+    for part in parts(lease):
+        rows = part.frames().values_list("first", name).iterator(chunk_size=1000)
+        for column in cut(((first, bytes(each)) for first, each in rows), part.stop):
+            found += uncolumn(column)
+    return found
 
 
 def samples(lease: Lease) -> list[Sample]:
-    """Every reading of the device, in the order of arrival."""
-    rows = Frame.objects.filter(log=lease.pk).order_by("seq").values_list("extras", flat=True)
+    """Every reading of the devices, in the order of arrival."""
     return [
         Sample.model_validate(sample)
-        for extras in rows.iterator(chunk_size=1000)
+        for part in parts(lease)
+        for extras in part.frames().values_list("extras", flat=True).iterator(chunk_size=1000)
         for sample in extras.get("samples", ())
     ]
 
@@ -220,5 +277,5 @@ def stalled(now: datetime) -> list[Lease]:
 
 
 def leaves(lease: Lease) -> list[Leaf]:
-    """Every commitment with its time of receipt; `Leaf.record` is it as on the wire."""
-    return list(Leaf.objects.filter(log=lease.pk).order_by("index"))
+    """Every commitment of a run with its time of receipt; `Leaf.record` is it as on the wire."""
+    return [leaf for part in parts(lease) for leaf in part.leaves()]

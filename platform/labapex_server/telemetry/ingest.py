@@ -49,6 +49,7 @@ class Terms:
     iterations_per_epoch: int
     checkpoint_every: int
     contract: str  # digest
+    after: Leaf | None = None  # where the run comes from another host: the leaf behind which this log goes on
 
     @classmethod
     def of(cls, contract: Contract) -> Terms:
@@ -58,7 +59,13 @@ class Terms:
             iterations_per_epoch=contract.facts.iterations_per_epoch,
             checkpoint_every=contract.checkpoint_every,
             contract=digest(contract),
+            after=contract.after,
         )
+
+    @property
+    def start(self) -> int:
+        """The first iteration of this log."""
+        return 0 if self.after is None else self.after.step
 
     def due_after(self, step: int) -> int | None:
         """The first step after `step` at which a leaf is due, None after the last (`Contract.leaf_steps`)."""
@@ -86,9 +93,7 @@ class LogState:
 
     @classmethod
     def empty(cls, terms: Terms) -> LogState:
-        return cls.restore(
-            terms, seq=0, next=0, head=genesis(terms.lease), leaves=0, leaf=terms.contract, step=None, losses=b""
-        )
+        return cls.restore(terms, seq=0, next=terms.start, head=genesis(terms.lease), last=None, losses=b"")
 
     @classmethod
     def restore(
@@ -98,14 +103,14 @@ class LogState:
         seq: int,
         next: int,
         head: bytes,
-        leaves: int,
-        leaf: str,
-        step: int | None,
+        last: Leaf | None,
         losses: bytes,
     ) -> LogState:
-        """The state from what is stored: the last leaf with its `step` (None without one) and the losses since then.
+        """The state from what is stored: the `last` leaf (None without one) and the losses since then.
 
-        `losses` is the float64 column of iterations `step` .. `next` - 1."""
+        `losses` is the float64 column of the iterations from that leaf's step, or the log's first, to `next` - 1."""
+        last = last or terms.after
+        step = None if last is None else last.step
         due = 0 if step is None else terms.due_after(step)
         start = step or 0
         if len(losses) != 8 * (next - start):
@@ -114,9 +119,9 @@ class LogState:
             seq=seq,
             next=start,
             head=head,
-            leaves=leaves,
+            leaves=0 if last is None else last.index + 1,
             due=due,
-            leaf=leaf,
+            leaf=terms.contract if last is None else last.digest(),
             settled=(hashlib.sha256(b"").hexdigest(),) if step is None else (),
             boundary=terms.due_after(start),
             open=hashlib.sha256(),

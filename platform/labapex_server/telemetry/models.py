@@ -43,6 +43,17 @@ class Frame(models.Model):
         return f"frame {self.seq} of {self.log_id}"
 
 
+class Observed(models.Model):
+    """Some readings of the GPU by a lease's agent, from outside of the sandbox: protocol.devices.Observation."""
+
+    lease = models.ForeignKey("marketplace.Lease", on_delete=models.CASCADE, related_name="observed")
+    readings = models.JSONField()
+    received_at = models.FloatField()  # Unix time on the platform
+
+    def __str__(self) -> str:
+        return f"{len(self.readings)} readings of {self.lease_id}"
+
+
 class Leaf(models.Model):
     """One commitment: protocol.records.Leaf, with the platform's time of receipt."""
 
@@ -51,6 +62,8 @@ class Leaf(models.Model):
     step = models.BigIntegerField()
     state = models.CharField(max_length=64)
     size = models.BigIntegerField()
+    chunks = models.BigIntegerField()
+    settings = models.CharField(max_length=64)
     update_norm = models.FloatField(null=True)
     batches = models.CharField(max_length=64)
     losses = models.CharField(max_length=64)
@@ -68,5 +81,5 @@ class Leaf(models.Model):
     @property
     def record(self) -> records.Leaf:
         """As it was on the wire."""
-        fields = ("index", "step", "state", "size", "update_norm", "batches", "losses", "prev")
+        fields = ("index", "step", "state", "size", "chunks", "settings", "update_norm", "batches", "losses", "prev")
         return records.Leaf.model_validate({name: getattr(self, name) for name in fields})

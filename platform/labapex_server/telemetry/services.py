@@ -18,6 +18,7 @@ from labapex_server.telemetry import ingest as core
 from labapex_server.telemetry.charts import events, leaves, losses, samples, script_failure, stalled, times
 from labapex_server.telemetry.ingest import Gap, Refuse, Terms
 from labapex_server.telemetry.models import Log
+from labapex_server.telemetry.observations import observations, observe
 from labapex_server.telemetry.signals import progressed
 from labapex_server.telemetry.writer import Answer, Submission, TryLater, restore, writer
 
@@ -29,6 +30,8 @@ __all__ = [
     "ingest",
     "leaves",
     "losses",
+    "observations",
+    "observe",
     "samples",
     "script_failure",
     "stalled",
@@ -62,7 +65,8 @@ class NotWritten(Refused):
 def welcome(worker: UUID, opening: Open) -> Welcome:
     """What is held of a lease's log. Raises `LogRefused` where this worker has no such live lease."""
     lease = _own(worker, opening.lease, LeaseState.RUNNING, LeaseState.FINISHED)
-    held, _ = Log.objects.get_or_create(lease=lease, defaults={"head": genesis(lease.pk)})
+    terms = Terms.of(lease.terms)
+    held, _ = Log.objects.get_or_create(lease=lease, defaults={"head": genesis(lease.pk), "next": terms.start})
     return Welcome(lease=lease.pk, seq=held.seq, next=held.next, head=bytes(held.head))
 
 

@@ -26,7 +26,6 @@ from django.db import connection, transaction
 from django.db.models import Sum
 from django.db.models.functions import Length
 
-from labapex.protocol.canonical import digest
 from labapex.protocol.frames import Ack, Data, Nack, genesis
 from labapex.protocol.records import FrameBody
 from labapex.protocol.states import LeaseState
@@ -231,7 +230,7 @@ def load(lease: UUID) -> Entry | None:
     if row is None or row.key_released_at is None:
         return None
     terms = Terms.of(row.terms)
-    held, _ = Log.objects.get_or_create(lease=row, defaults={"head": genesis(lease)})
+    held, _ = Log.objects.get_or_create(lease=row, defaults={"head": genesis(lease), "next": terms.start})
     if held.finished:
         return None
     return Entry(
@@ -249,9 +248,8 @@ def load(lease: UUID) -> Entry | None:
 def restore(terms: Terms, held: Log) -> LogState:
     """The state of a log from its rows."""
     last = Leaf.objects.filter(log=held).order_by("-index").first()
-    step = None if last is None else last.step
     columns: list[bytes] = []
-    start = step or 0
+    start = terms.start if last is None else last.step
     for first, losses in (
         Frame.objects.filter(log=held, first__gte=start - 4096, n__gt=0).order_by("seq").values_list("first", "losses")
     ):
@@ -261,9 +259,7 @@ def restore(terms: Terms, held: Log) -> LogState:
         seq=held.seq,
         next=held.next,
         head=bytes(held.head),
-        leaves=0 if last is None else last.index + 1,
-        leaf=digest(last.record) if last is not None else terms.contract,
-        step=step,
+        last=None if last is None else last.record,
         losses=b"".join(columns),
     )
 
@@ -336,7 +332,7 @@ def _insert(accepted: Iterable[tuple[Data, FrameBody]], now: float) -> None:
 def _extras(body: FrameBody) -> dict[str, Any]:
     extras: dict[str, Any] = {}
     if body.samples:
-        extras["samples"] = [_storable(sample.model_dump()) for sample in body.samples]
+        extras["samples"] = [_storable(sample.model_dump(exclude_defaults=True)) for sample in body.samples]
     if body.console:
         extras["console"] = [_storable(line.model_dump()) for line in body.console]
     if body.failure is not None:

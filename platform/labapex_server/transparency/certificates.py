@@ -39,7 +39,7 @@ MAX_CLAIMS = 50
 
 
 @transaction.atomic
-def certify(lease: Lease, verdict: Verdict, *, parents: Sequence[str] = ()) -> CertificateRecord | None:
+def certify(lease: Lease, verdict: Verdict) -> CertificateRecord | None:
     """Certify the result of a settled job and enter it in the log, once; commits with the settlement or not at all.
 
     None where there is nothing to certify: the job was rejected, or left no weights."""
@@ -48,7 +48,7 @@ def certify(lease: Lease, verdict: Verdict, *, parents: Sequence[str] = ()) -> C
     before = CertificateRecord.objects.filter(job=lease.job_id).first()
     if before is not None:
         return before
-    made = _statement(lease, verdict, tuple(parents))
+    made = _statement(lease, verdict)
     envelope = seal(made, keys.verdict_key())
     index = services.append(envelope.entry())
     return CertificateRecord.objects.create(
@@ -57,11 +57,11 @@ def certify(lease: Lease, verdict: Verdict, *, parents: Sequence[str] = ()) -> C
         digest=certificate_digest(made.payload()),
         model=made.model,
         manifest=made.subject[0].digest.sha256,
-        parents=list(parents),
+        parents=list(made.predicate.parents),
     )
 
 
-def _statement(lease: Lease, verdict: Verdict, parents: tuple[str, ...]) -> Statement:
+def _statement(lease: Lease, verdict: Verdict) -> Statement:
     job = Job.objects.select_related("owner", "hold").get(pk=lease.job_id)
     terms, cost = lease.terms, verdict.cost
     assert verdict.weights is not None
@@ -93,7 +93,8 @@ def _statement(lease: Lease, verdict: Verdict, parents: tuple[str, ...]) -> Stat
             ),
             contracted_at=lease.granted_at.timestamp(),
             issued_at=clock.now().timestamp(),
-            parents=parents,
+            parents=tuple(dict.fromkeys(parent.certificate for parent in terms.parents)),
+            origin=verdict.origin,
         ),
     )
 
@@ -138,6 +139,11 @@ def search(model: str = "") -> QuerySet[CertificateRecord]:
     """Certificates, the newest first; of one model where its digest is given."""
     rows = CertificateRecord.objects.select_related("entry").order_by("-entry_id")
     return rows.filter(Q(model=model) | Q(manifest=model)) if model else rows
+
+
+def look_up(digest: str) -> QuerySet[CertificateRecord]:
+    """The certificates of a model, or the one of this very digest."""
+    return search().filter(Q(model=digest) | Q(manifest=digest) | Q(digest=digest))
 
 
 def claims(model: str) -> list[Ruled]:

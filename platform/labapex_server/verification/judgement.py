@@ -5,38 +5,38 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from labapex.proof import merkle
+from labapex.errors import NotJudgeable
+from labapex.proof import merkle, origins
+from labapex.proof.chunks import Measured
 from labapex.proof.policy import decide
-from labapex.proof.rules import Evidence, judge, replay_max_error
+from labapex.proof.rules import Evidence, blamed, judge, replay_max_error, unjudged
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Environment
 from labapex.protocol.replay import ReplayReport
 from labapex.protocol.states import Fault
 from labapex.protocol.verdict import Cost, RuleResult, Verdict
-from labapex_server.lib import clock
+from labapex_server.lib import clock, tolerances
 from labapex_server.marketplace.models import Lease
 from labapex_server.verification.evidence import Record
 
 
-def verdict(
-    lease: Lease,
-    record: Record,
-    *,
-    replay: ReplayReport | None,
-    opening_problem: str | None,
-    segments: Sequence[int],
-    opened: Sequence[int],
-    weights: str | None,
-    pev_percent: float,
-) -> Verdict:
-    """Judge one lease. `segments` were asked for, the states `opened` came; `weights` is the digest of the result."""
-    contract, spec = lease.terms, lease.job.job_spec
-    seen = _evidence(lease, record, replay, opening_problem, segments, pev_percent)
+def verdict(lease: Lease, seen: Evidence, *, opened: Sequence[int], shown_bytes: int, weights: str | None) -> Verdict:
+    """Judge one lease. The states `opened` came, and `shown_bytes` of chunks; `weights` is the digest of the result.
+
+    Raises `NotJudgeable` where the replay ran on another class of hosts than was foreseen when the keys were given out."""
+    contract, spec, replay = seen.contract, lease.job.job_spec, seen.replay
     rules = judge(seen)
+    if (why := unjudged(seen, rules)) is not None:
+        raise NotJudgeable(why)
     outcome, deciding, reason = decide(rules)
     verified = outcome == "verified"
-    sizes = {leaf.index: leaf.size for leaf in record.leaves}
-    train = record.times[-1] - record.times[0] if len(record.times) > 1 else 0.0
+    false = None if deciding is None else blamed(seen, deciding)
+    if false is not None and contract.handovers:
+        whose = Lease.objects.values_list("worker__name", flat=True).get(pk=false.lease)
+        reason += f"; that is in the part of {whose}, iterations {false.start} to {false.stop - 1}"
+    sizes = {leaf.index: leaf.size for leaf in seen.leaves}
+    segments_made = max(0, len(seen.leaves) - 1)
+    train = seen.times[-1] - seen.times[0] if len(seen.times) > 1 else 0.0
     return Verdict(
         job=lease.job_id,
         lease=lease.pk,
@@ -44,22 +44,29 @@ def verdict(
         deciding_rule=None if verified else deciding,
         reason=reason,
         fault=Fault.NOBODY if verified else Fault.WORKER,
+        blamed=None if false is None else false.lease,
         epochs=contract.epochs,
         iterations_per_epoch=contract.facts.iterations_per_epoch,
-        loss_logs=len(record.losses),
+        loss_logs=len(seen.losses),
         verified_epochs=contract.epochs if verified else 0,
         rules=tuple(rules),
         replay_max_error=replay_max_error(seen),
-        detection=detection(audit_segments=spec.audit_segments, segments=max(0, len(record.leaves) - 1)),
+        detection=detection(audit_segments=spec.audit_segments, segments=segments_made),
+        origin=origins.origin(
+            contract,
+            replay.start if replay else None,
+            drawn=spec.audit_segments if replay else 0,
+            segments=max(1, segments_made),
+        ),
         contract=digest(contract),
-        proof_root=merkle.root(bytes.fromhex(leaf.digest()) for leaf in record.leaves).hex(),
+        proof_root=merkle.root(bytes.fromhex(leaf.digest()) for leaf in seen.leaves).hex(),
         weights=weights if verified else None,
         worker_environment=seen.worker_environment,
         verifier_environment=seen.verifier_environment,
         cost=Cost(
             verify_seconds=replay.seconds if replay else 0.0,
             train_seconds=max(0.0, train),
-            opened_bytes=sum(sizes.get(index, 0) for index in opened),
+            opened_bytes=sum(sizes.get(index, 0) for index in opened) + shown_bytes,
             all_checkpoint_bytes=sum(sizes.values()),
             opened_states=len(opened),
             segments_replayed=len(replay.segments) if replay else 0,
@@ -68,39 +75,44 @@ def verdict(
     )
 
 
-def early(lease: Lease, record: Record, *, pev_percent: float) -> list[RuleResult]:
-    """The results that the log alone gives, before anything was replayed."""
-    results = judge(_evidence(lease, record, None, None, (), pev_percent))
-    return [result for result in results if result.result != "not-applicable"]
+def early(seen: Evidence) -> list[RuleResult]:
+    """The results that there are before anything was replayed."""
+    return [result for result in judge(seen) if result.result != "not-applicable"]
 
 
-def _evidence(
+def evidence(
     lease: Lease,
     record: Record,
-    replay: ReplayReport | None,
-    opening_problem: str | None,
-    segments: Sequence[int],
+    *,
     pev_percent: float,
+    measured: Measured | None = None,
+    opening_problem: str | None = None,
+    replay: ReplayReport | None = None,
+    segments: Sequence[int] = (),
 ) -> Evidence:
+    """All that is known of a lease by now. `segments` were asked for."""
+    worker = _environment(lease.environment)
+    here = replay.environment if replay else _environment((lease.job.preflight or {}).get("environment"))
     return Evidence(
         contract=lease.terms,
         losses=record.losses,
         times=record.times,
         samples=record.samples,
+        observations=record.observations,
         leaves=record.leaves,
         leaf_received_at=record.leaf_received_at,
         chain_problem=record.chain_problem,
         replay=replay,
         opening_problem=opening_problem,
-        worker_environment=_environment(lease.environment),
-        verifier_environment=replay.environment
-        if replay
-        else _environment((lease.job.preflight or {}).get("environment")),
+        worker_environment=worker,
+        verifier_environment=here,
         top_q=lease.job.job_spec.top_q,
         pev_percent=pev_percent,
         asked=tuple(segments),
+        measured=measured,
         iteration_seconds=lease.job.iteration_seconds,
         known=record.known,
+        tolerance=tolerances.between(worker, here, lease.terms.checkpoint_every),
     )
 
 
@@ -108,10 +120,10 @@ def detection(*, audit_segments: int, segments: int) -> str:
     """What the random choice proves, in words: a share f of false segments survives c draws with (1 - f)^c."""
     if audit_segments >= segments:
         return f"all {segments} segments were replayed: any false one is caught"
-    caught = 1 - 0.9**audit_segments
+    caught = origins.caught(audit_segments, segments)
     return (
         f"{audit_segments} of {segments} segments were drawn at random after the last commitment, besides first, last"
-        f" and the largest of each epoch: where one in ten is false, that is caught with a probability of {caught:.0%}"
+        f" and the largest updates: where one in ten is false, that is caught with a probability of {caught:.0%}"
     )
 
 

@@ -9,20 +9,58 @@ from django.db import models
 
 
 class Challenge(models.Model):
-    """Drawn once, after the last leaf of the lease was fixed."""
+    """What a worker is asked to show, in rounds, after the last leaf of the lease was fixed.
+
+    Round 0: one chunk of the parameters of every kept state. Round 1: the states that were drawn once the chunk had come.
+    Later ones: states that doubts asked for. Where there is no chunk to look at, round 0 waits for nobody."""
 
     lease = models.OneToOneField("marketplace.Lease", on_delete=models.PROTECT, related_name="challenge")
-    nonce = models.CharField(max_length=64)  # what the draw was seeded with: published, so that anyone may repeat it
-    indices = models.JSONField()  # leaves whose states are to be uploaded
-    segments = models.JSONField()  # leaves that the replayed segments begin with
-    compare = models.JSONField(default=list)  # segments whose end state is at hand too
-    evaluations = models.JSONField()  # protocol.replay.EpochSample
+    round = models.IntegerField(default=0)
+    waiting = models.BooleanField(default=True)  # for the worker; else the next step is ours
+    chunk_nonce = models.CharField(
+        max_length=64, default=""
+    )  # what the draws are seeded with: published with the proof,
+    nonce = models.CharField(max_length=64, default="")  # so that anyone may repeat them; empty until it is drawn
+    chunk = models.BigIntegerField(null=True)  # number of the chunk of the parameters; None: there is none to look at
+    pev_percent = models.FloatField(default=10)
+    ends = models.BooleanField(default=False)  # of each segment the end state is opened too
+    indices = models.JSONField(default=list)  # leaves whose states were drawn
+    segments = models.JSONField(default=list)  # leaves that the replayed segments begin with
+    evaluations = models.JSONField(default=list)  # protocol.replay.EpochSample
+    further = models.JSONField(default=list)  # leaves whose states doubts asked for
+    further_segments = models.JSONField(default=list)
+    wanted = models.JSONField(default=list)  # leaves of which this round wants something
     rules = models.JSONField(default=list)  # results that need no replay: pages show them until the verdict has all
     issued_at = models.DateTimeField()
     deadline = models.DateTimeField()
 
     def __str__(self) -> str:
         return f"challenge of {self.lease_id}"
+
+    @property
+    def all_indices(self) -> list[int]:
+        """Leaves whose states were asked for, in all rounds."""
+        return sorted({*self.indices, *self.further})
+
+    @property
+    def all_segments(self) -> list[int]:
+        return sorted({*self.segments, *self.further_segments})
+
+    @property
+    def chunks_path(self) -> Path:
+        """The worker's answer of round 0, once it came."""
+        return Path(settings.LABAPEX.home) / "leases" / str(self.lease_id) / "chunks.bin"
+
+
+class Replay(models.Model):
+    """What the rounds until now found by replaying: protocol.replay.ReplayReport. Later rounds add to it."""
+
+    lease = models.OneToOneField("marketplace.Lease", on_delete=models.PROTECT, related_name="replay")
+    report = models.JSONField()
+    weights = models.CharField(max_length=64, default="")  # SHA-256 of the result that the final state gave, if any
+
+    def __str__(self) -> str:
+        return f"replay of {self.lease_id}"
 
 
 class OpenedState(models.Model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 from collections.abc import Callable
@@ -13,23 +12,26 @@ from django.conf import settings
 from django.db import transaction
 
 from labapex.errors import MalformedInput, NotEnoughCredit
+from labapex.proof.objections import objection
 from labapex.protocol.replay import PreflightReport, PreflightRequest
 from labapex.protocol.states import Fault, JobState
-from labapex_server.jobs import blobs
+from labapex_server.jobs import blobs, packages
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import childprocess
 from labapex_server.marketplace.pricing import estimate
 
-MAX_LEAVES = 100_000
-"""Of one run: what a challenge can name, and what a page can list."""
 _MAX_REASON = 20_000
 
 
 def preflight(job: Job, *, beat: Callable[[], None]) -> None:
     """Run the preflight of a submitted job and move it on. `beat` is called now and then and may raise to stop."""
-    report, problem = _run(job, beat)
+    try:
+        packages.lock(job, beat)
+        report, problem = _run(job, beat)
+    except packages.NotToBeHad as error:
+        report, problem = None, f"requirements: {error}"
     problem = problem or _objection(job, report)
     if problem or report is None:
         jobs.advance(job, JobState.REFUSED, reason=(problem or "")[-_MAX_REASON:], fault=Fault.CLIENT)
@@ -69,8 +71,9 @@ def _run(job: Job, beat: Callable[[], None]) -> tuple[PreflightReport | None, st
         checkpoint_every=spec.checkpoint_every,
         threads=min(spec.threads, os.cpu_count() or 1),
         seed=secrets.token_hex(32),
+        parents=job.origins,
     )
-    with childprocess.private_folder("preflight") as folder:
+    with childprocess.private_folder("preflight") as folder, packages.environment(job) as environment:
         fill(job, folder / "work", beat)
         (folder / "states").mkdir(mode=0o700)
         try:
@@ -82,6 +85,7 @@ def _run(job: Job, beat: Callable[[], None]) -> tuple[PreflightReport | None, st
                 threads=request.threads,
                 seconds=settings.LABAPEX.preflight_seconds,
                 beat=beat,
+                packages=environment,
             )
         except childprocess.ChildFailed as error:  # the script ended or hung the process that was to watch it
             return None, "\n".join(filter(None, (f"preflight: {error}", error.said)))
@@ -93,19 +97,11 @@ def _run(job: Job, beat: Callable[[], None]) -> tuple[PreflightReport | None, st
 def _objection(job: Job, report: PreflightReport | None) -> str | None:
     """Why a script that runs is refused all the same."""
     spec = job.job_spec
-    if report is None or report.facts is None or report.environment is None:
+    if report is None or report.facts is None:
         return "preflight: no training loop was found"
+    if problem := objection(spec, report):
+        return problem
     facts, seconds = report.facts, report.iteration_seconds
-    if spec.iterations_per_epoch not in (None, facts.iterations_per_epoch):
-        return (
-            f"iterations_per_epoch: {spec.iterations_per_epoch} was declared, and the script does"
-            f" {facts.iterations_per_epoch}; correct it"
-        )
-    if not math.isfinite(seconds):
-        return "preflight: the time of an iteration could not be measured"
-    leaves = spec.epochs * facts.iterations_per_epoch // spec.checkpoint_every + spec.epochs + 1
-    if leaves > MAX_LEAVES:
-        return f"checkpoint_every: it would make {leaves} checkpoints, and at most {MAX_LEAVES} are kept; raise it"
     cost = estimate(
         price_per_hour=settings.LABAPEX.reference_price_per_hour,
         iteration_seconds=seconds,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from pathlib import Path
 
 from labapex.errors import Tampered
 from labapex.proof import parcel
@@ -17,9 +16,9 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Blob, Job
 from labapex_server.lib.errors import Missing
 from labapex_server.marketplace.models import Lease
-from labapex_server.verification import evidence
+from labapex_server.verification import evidence, openings
 from labapex_server.verification import services as verification
-from labapex_server.verification.models import Challenge, OpenedState
+from labapex_server.verification.models import Challenge
 
 
 def prepare(job: Job) -> tuple[Manifest, dict[str, Content]]:
@@ -30,6 +29,7 @@ def prepare(job: Job) -> tuple[Manifest, dict[str, Content]]:
     signed = verification.signed(job)
     lease = Lease.objects.select_related("job").get(pk=signed.verdict.lease)
     record = evidence.read(lease)
+    drawn = Challenge.objects.filter(lease=lease).first()
     code = {part.path: blob for part, blob in jobs.parts(job)}
     spec, files = job.job_spec, job.files
     if not record.leaves:
@@ -42,9 +42,11 @@ def prepare(job: Job) -> tuple[Manifest, dict[str, Content]]:
         times=record.times,
         files=Files(code=files.code, data=files.data, data_root=spec.data if files.data else None),
         code=[_plain(code[part.path]) for part in files.code],
+        requirements=job.lock,
         environment=Environment.model_validate(lease.environment) if lease.environment else None,
-        states=_states(lease),
-        asked=_asked(lease),
+        states=openings.states(lease.terms, drawn.all_indices if drawn is not None else ()),
+        asked=_asked(lease, drawn) if drawn is not None else None,
+        chunks=drawn.chunks_path if drawn is not None and drawn.chunks_path.exists() else None,
         verdict=signed,
     )
 
@@ -54,22 +56,21 @@ def stream(manifest: Manifest, contents: dict[str, Content]) -> tuple[int, Itera
     return parcel.size(manifest), parcel.pack(manifest, contents)
 
 
-def _states(lease: Lease) -> dict[int, Path]:
-    return {state.index: state.path for state in OpenedState.objects.filter(lease=lease) if state.path.exists()}
-
-
-def _asked(lease: Lease) -> Asked | None:
-    drawn = Challenge.objects.filter(lease=lease).first()
-    if drawn is None:
-        return None
+def _asked(lease: Lease, drawn: Challenge) -> Asked:
     spec = lease.job.job_spec
     return Asked(
-        nonce=drawn.nonce,
+        chunk_nonce=drawn.chunk_nonce,
+        chunk=drawn.chunk,
+        nonce=drawn.nonce or None,
         audit_segments=spec.audit_segments,
         top_q=spec.top_q,
+        pev_percent=drawn.pev_percent,
+        ends=drawn.ends,
         indices=tuple(drawn.indices),
         segments=tuple(drawn.segments),
         evaluations=tuple(EpochSample.model_validate(each) for each in drawn.evaluations),
+        further=tuple(drawn.further),
+        further_segments=tuple(drawn.further_segments),
     )
 
 

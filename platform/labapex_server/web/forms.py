@@ -18,7 +18,7 @@ from django.core.files.uploadedfile import UploadedFile
 from pydantic import ValidationError
 
 from labapex.errors import UsageError
-from labapex.protocol.api import JobRequest
+from labapex.protocol.api import MAX_TOKEN_DAYS, MEANING, TOKEN_DAYS, JobRequest, Scope
 from labapex.protocol.spec import MAX_FILES, Bundle, JobSpec, Part, parse_spec
 from labapex_server.accounts.models import User
 from labapex_server.jobs import blobs
@@ -70,6 +70,19 @@ class SignUpForm(_UserForm):
 class TokenForm(Accessible):
     name = forms.CharField(
         label="What is it for?", max_length=80, help_text="For example the name of the machine that will use it."
+    )
+    scopes = forms.TypedMultipleChoiceField(
+        label="What may it do?",
+        choices=[(scope.value, f"{scope.value}: {meaning}") for scope, meaning in MEANING.items()],
+        coerce=Scope,
+        initial=[Scope.JOBS_READ.value, Scope.JOBS_WRITE.value],
+        widget=forms.CheckboxSelectMultiple,
+    )
+    days = forms.TypedChoiceField(
+        label="How long is it valid?",
+        choices=[(str(days), f"{days} days") for days in (7, 30, TOKEN_DAYS, MAX_TOKEN_DAYS)],
+        coerce=int,
+        initial=str(TOKEN_DAYS),
     )
 
 
@@ -126,6 +139,13 @@ class SubmitForm(Accessible):
         required=False,
         max_length=4096,
         help_text="As in a shell. {epochs} becomes the number of epochs.",
+    )
+    requirements = forms.CharField(
+        label="Packages",
+        required=False,
+        max_length=MAX_YAML,
+        widget=forms.Textarea(attrs={"rows": 2, "spellcheck": "false", "autocapitalize": "off"}),
+        help_text="Besides torch, one a line, for example einops>=0.8.",
     )
     folder = forms.CharField(
         label="Data folder's name",
@@ -190,6 +210,7 @@ class SubmitForm(Accessible):
         for field in ("iterations_per_epoch", "checkpoint_every"):
             if given.get(field) is not None:
                 wanted[field] = given[field]
+        wanted["requirements"] = tuple(filter(None, map(str.strip, (given.get("requirements") or "").splitlines())))
         if given.get("data_files") or given.get("data_folder"):
             wanted["data"] = given.get("folder") or "data"
         try:

@@ -72,8 +72,7 @@ class Hub:
             page = _page(standing, cursor, list(charts.page(piece for piece in self._ring if piece.seq >= start)))
             self._pages[cursor] = page
             return page
-        lease = standing.lease
-        return _page(standing, cursor, [] if lease is None else await offload(charts.pieces, lease, start))
+        return _page(standing, cursor, await offload(charts.pieces, standing.parts, start))
 
     async def end(self) -> None:
         self._task.cancel()
@@ -152,8 +151,8 @@ def _read(job_id: UUID, lease: UUID | None, end: int) -> tuple[Standing | None, 
     if standing.lease is None:
         return standing, 0, []
     if standing.lease != lease:
-        return standing, charts.length(standing.lease), []
-    return standing, end, charts.pieces(standing.lease, end)
+        return standing, charts.length(standing.parts), []
+    return standing, end, charts.pieces(standing.parts, end)
 
 
 def _page(standing: Standing, cursor: Cursor, new: list[Piece]) -> Page:

@@ -10,18 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from django.db.models import F, Sum
+from django.db.models import F, Q, Sum
 
 from labapex.protocol.records import uncolumn
 from labapex.protocol.states import JobState, LeaseState
-from labapex.protocol.verdict import SignedVerdict
+from labapex.protocol.verdict import SignedVerdict, Verdict
 from labapex_server.accounts.models import User
 from labapex_server.jobs.models import Job
-from labapex_server.jobs.view import lost_contact
+from labapex_server.jobs.view import iterations, lost_contact
 from labapex_server.ledger import services as ledger
-from labapex_server.ledger.models import POSTED, Transfer
+from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
-from labapex_server.telemetry.models import Frame, Leaf, Log
+from labapex_server.telemetry.models import Leaf, Log
+from labapex_server.telemetry.stints import parts
+from labapex_server.verification.earnings import paid_to
 from labapex_server.verification.models import Challenge, VerdictRecord
 from labapex_server.web.templatetags.labapex import credits, number, short, size
 
@@ -43,12 +45,11 @@ def rows(jobs: Sequence[Job]) -> list[Row]:
     listed = []
     for job in jobs:
         lease: Any = max(job.leases.all(), key=lambda each: each.granted_at, default=None)
-        log = getattr(lease, "log", None) if lease is not None else None
         per_epoch = (job.facts or {}).get("iterations_per_epoch")
         listed.append(
             Row(
                 job=job,
-                iterations=log.next if log is not None else 0,
+                iterations=iterations(lease),
                 total=per_epoch * job.spec["epochs"] if per_epoch else None,
                 lost_contact=lost_contact(job, lease),
             )
@@ -62,24 +63,22 @@ def current_lease(job: Job) -> Lease | None:
 
 
 def clock(job: Job, *, after: int) -> list[tuple[int, float]]:
-    """When iterations past `after` of the current lease were done, as (iteration, Unix time), both ascending.
+    """When iterations past `after` of the current run were done, as (iteration, Unix time), both ascending.
 
     One row for each frame, thinned out to a few thousand: enough to tie two x axes together."""
-    log = Log.objects.filter(lease=current_lease(job)).first()
-    if log is None:
+    lease = current_lease(job)
+    if lease is None:
         return []
-    stride = max(1, log.seq // KNOTS)
-    frames = (
-        Frame.objects.filter(log=log, n__gt=0, first__gt=after)
-        .annotate(place=F("seq") % stride)
-        .filter(place=0)
-        .order_by("seq")
-    )
+    run = parts(lease)
+    held = Log.objects.filter(pk__in=[part.lease for part in run]).aggregate(frames=Sum("seq"))["frames"] or 0
+    stride = max(1, held // KNOTS)
     knots: list[tuple[int, float]] = []
-    for first, times in frames.values_list("first", "times"):
-        at = uncolumn(bytes(times)[:8])[0]
-        if math.isfinite(at) and (not knots or at >= knots[-1][1]):
-            knots.append((first, at))
+    for part in run:
+        frames = part.frames().filter(n__gt=0, first__gt=after).annotate(place=F("seq") % stride).filter(place=0)
+        for first, times in frames.values_list("first", "times"):
+            at = uncolumn(bytes(times)[:8])[0]
+            if math.isfinite(at) and (not knots or at >= knots[-1][1]):
+                knots.append((first, at))
     return knots
 
 
@@ -92,19 +91,19 @@ def signed_verdict(job: Job) -> SignedVerdict | None:
     )
 
 
+def shares(verdict: Verdict) -> list[marketplace.Share]:
+    """What each host of a verified run is paid; empty where one host made it, or nothing is paid."""
+    lease = Lease.objects.get(pk=verdict.lease)
+    return marketplace.shares(lease) if verdict.verdict == "verified" and lease.contract.get("handovers") else []
+
+
 def earnings(workers: Sequence[UUID], owner: User) -> dict[UUID, int]:
     """Micro-credits paid to the owner for the work of each worker."""
-    by_job = dict(VerdictRecord.objects.filter(lease__worker__in=workers).values_list("job_id", "lease__worker_id"))
-    paid = (
-        Transfer.objects.filter(credit__user=owner, status=POSTED, hold__isnull=False, job__in=list(by_job))
-        .exclude(hold__debit=F("credit"), memo=ledger.REST)
-        .values("job")
-        .annotate(total=Sum("amount"))
-    )
     earned: dict[UUID, int] = {}
-    for row in paid:
-        worker = by_job[row["job"]]  # type: ignore[index]  # transfers outside of jobs were left out above
-        earned[worker] = earned.get(worker, 0) + row["total"]
+    judged = VerdictRecord.objects.select_related("lease").filter(job__leases__worker__in=workers).distinct()
+    for (_, worker), amount in paid_to(judged, owner).items():
+        if worker in workers:
+            earned[worker] = earned.get(worker, 0) + amount
     return earned
 
 
@@ -125,6 +124,7 @@ _ORDER = [
     JobState.QUEUED,
     JobState.LEASED,
     JobState.RUNNING,
+    JobState.RESUMING,
     JobState.CHALLENGED,
     JobState.VERIFYING,
     JobState.SETTLING,
@@ -148,13 +148,20 @@ def timeline(job: Job) -> list[Step]:
         Step("Preflight", status(JobState.SUBMITTED), _preflight(job), job.created_at),
         Step("Sealed executable", status(JobState.PACKAGING), _packaged(job)),
     ]
-    for lost in Lease.objects.filter(job=job, state__in=(LeaseState.EXPIRED.value, LeaseState.FAILED.value)).order_by(
-        "granted_at"
-    ):
-        if lost.pk != (lease.pk if lease else None) or state in (JobState.QUEUED, JobState.FAILED):
-            words = f"{lost.worker.name}: {lost.reason or 'it fell silent'}. The job goes to another by itself."
-            steps.append(Step("A lease was lost", "failed", words, lost.ended_at))
-    live = lease if state is not JobState.QUEUED else None
+    gone = (LeaseState.EXPIRED.value, LeaseState.FAILED.value, LeaseState.REJECTED.value)
+    further = {
+        handover["lease"]: handover["leaf"]["step"]
+        for handover in (*job.handovers, *(lease.contract.get("handovers", ()) if lease else ()))
+    }
+    over = state in (JobState.QUEUED, JobState.RESUMING, JobState.FAILED)
+    steps += [
+        _lost(lost, further.get(str(lost.pk)))
+        for lost in Lease.objects.select_related("worker")
+        .filter(Q(state__in=gone) | Q(pk__in=further), job=job)
+        .order_by("granted_at")
+        if over or lost.pk != (lease.pk if lease else None)
+    ]
+    live = lease if state not in (JobState.QUEUED, JobState.RESUMING) else None
     steps.append(
         Step(
             "Lease",
@@ -170,6 +177,17 @@ def timeline(job: Job) -> list[Step]:
     return steps
 
 
+def _lost(lost: Lease, further: int | None) -> Step:
+    """A lease that was lost; another one goes on with its run from iteration `further`."""
+    if lost.state == LeaseState.REJECTED.value:
+        return Step("What a worker had done is false", "failed", lost.reason, lost.ended_at)
+    words = f"{lost.worker.name}: {lost.reason or 'it fell silent'}. "
+    if further is None:
+        return Step("A lease was lost", "failed", f"{words}The job goes to another by itself.", lost.ended_at)
+    words += f"What it had done was replayed and holds; another worker goes on from iteration {number(further)}."
+    return Step("Handed over", "done", words, lost.ended_at)
+
+
 def _reached(job: Job) -> int:
     """How far an ended job had come: the station in `_ORDER` that it was in at last."""
     state = JobState(job.state)
@@ -183,11 +201,13 @@ def _reached(job: Job) -> int:
 def _preflight(job: Job) -> str:
     if job.facts is None:
         return "Runs the script twice over a few iterations, before any money is held."
-    facts = job.facts
+    facts, wheels = job.facts, job.lock.wheels
     words = (
         f"{number(facts['iterations_per_epoch'])} iterations an epoch ({facts['loop']}),"
         f" {number(facts['parameters'])} parameters, a state of {size(facts['state_bytes'])}."
     )
+    if wheels:
+        words += f" With {', '.join(map(str, wheels[:8]))}{' and more' if len(wheels) > 8 else ''}."
     error = (job.preflight or {}).get("replay_max_error")
     return words if error is None else f"{words} It reproduces itself with an error of {error:g}."
 
@@ -217,9 +237,9 @@ def _committed(lease: Lease | None, status: str) -> Step:
             "Each few iterations the digest of the whole state is fixed, before anyone knows what is drawn.",
         )
     due = len(lease.terms.leaf_steps())
-    leaves = Leaf.objects.filter(log__lease=lease)
-    last = leaves.order_by("-index").first()
-    words = f"{number(leaves.count())} of {number(due)} states committed"
+    last = Leaf.objects.filter(log__lease=lease).order_by("-index").first()
+    committed = (lease.terms.after.index + 1 if lease.terms.after else 0) if last is None else last.index + 1
+    words = f"{number(committed)} of {number(due)} states committed"
     if last is not None:
         words += f"; the last after {number(last.step)} iterations is {short(last.state)}"
     return Step(title, status, words, last.received_at if last else None)
@@ -232,17 +252,24 @@ def _opened(lease: Lease | None, status: str) -> list[Step]:
             Step("Challenge", "waiting" if status == "done" else status, "Drawn at random, after the last commitment."),
             Step("Opened states", "waiting"),
         ]
-    drawn, came = len(challenge.indices), list(lease.opened.order_by("received_at"))
-    segments = len(challenge.segments)
+    if challenge.round == 0:
+        words = (
+            f"Chunk {challenge.chunk} of the parameters, of {number(len(challenge.wanted))} states, ranks the updates."
+        )
+        return [Step("Challenge", status, words, challenge.issued_at), Step("Opened states", "waiting")]
+    asked = challenge.all_indices
+    came = list(lease.opened.filter(index__in=asked).order_by("received_at"))
+    here = len(lease.terms.held.intersection(asked))  # from earlier hosts
+    drawn, segments = len(asked), len(challenge.all_segments)
     first = Step(
         "Challenge",
         "done",
         f"{number(segments)} segment{'s' if segments != 1 else ''} to train again; {number(drawn)} states to be opened:"
-        f" {_some(challenge.indices)}.",
+        f" {_some(asked)}." + (f" {number(len(challenge.further))} of them in doubt." if challenge.further else ""),
         challenge.issued_at,
     )
-    words = f"{number(len(came))} of {number(drawn)} arrived, {size(sum(opened.size for opened in came))}."
-    done = "done" if len(came) >= drawn else status
+    words = f"{number(len(came) + here)} of {number(drawn)} arrived, {size(sum(opened.size for opened in came))}."
+    done = "done" if len(came) + here >= drawn else status
     return [first, Step("Opened states", done, words, came[-1].received_at if came else None)]
 
 

@@ -15,6 +15,7 @@ urlpatterns = [
     path("signup/", account.sign_up, name="sign-up"),
     path("tokens/", account.tokens, name="tokens"),
     path("tokens/<int:token_id>/revoke/", account.revoke, name="revoke-token"),
+    path("device/", account.device, name="device"),
     path("jobs/", jobs.listing, name="jobs"),
     path("jobs/new/", jobs.new, name="new-job"),
     path("jobs/<uuid:job_id>/", jobs.live, name="job"),

@@ -26,10 +26,15 @@ STATES: dict[str, dict[str, str]] = {
         "words": "A worker has taken the job and is fetching and checking its executable.",
     },
     JobState.RUNNING: {"label": "training", "kind": "active", "words": "The keys are released and the script trains."},
+    JobState.RESUMING: {
+        "label": "resuming",
+        "kind": "active",
+        "words": "The worker was lost. What it had done is trained again in places, and then another one goes on from there.",
+    },
     JobState.CHALLENGED: {
         "label": "challenged",
         "kind": "active",
-        "words": "Training is complete and every state committed. The worker uploads the states that were drawn.",
+        "words": "Training is complete and every state committed. The worker shows what is asked for.",
     },
     JobState.VERIFYING: {
         "label": "verifying",
@@ -57,19 +62,24 @@ STATES: dict[str, dict[str, str]] = {
 }
 
 RULES: dict[str, str] = {
-    "opening": "Every state that was asked for came in time, and is the one that had been committed.",
+    "opening": "Every chunk and state that was asked for came in time, and is the one that had been committed.",
     "log-count": "One loss for each iteration that was bought: epochs times iterations an epoch, no more, no less.",
     "log-chain": "The log is one unbroken chain of frames, signed at its end by the sealed executable.",
     "gpu-utilisation": "The device was busy in the way a training run keeps it busy.",
     "gpu-memory": "The device's memory was in use as a training run uses it.",
+    "gpu-agreement": "What the sealed executable reads of the GPU is what the worker's agent reads of it from outside.",
+    "gpu-load": "It was the job's own processes that kept the GPU busy, and not others on the same device.",
     "pev": "Probabilistic epoch validation: the loss of sampled iterations, from each epoch's weights, fits the log.",
     "point-loss": "The logged loss of drawn iterations, computed again from the committed weights and the exact batch.",
     "uniqueness": "No committed state is one that another lease had committed to before.",
     "pace": "The run took a time that training can take, and its clock agrees with the arrival of its commitments.",
     "initialisation": "Training began from exactly the weights that the lease's seed decides.",
-    "batch-order": "The batches came in exactly the order that the lease's seed decides.",
+    "batch-order": "The batches came in the order that the lease's seed decides, or a replay found the script to take others.",
+    "skeleton": "Learning rates and other settings are everywhere those that the script sets when it runs without training.",
     "replay": "Segments drawn after the commitment, trained again: the end state must be the committed one.",
-    "leaf-claims": "The size of each replayed update is the one that its commitment claims.",
+    "leaf-claims": "Updates and settings are as claimed, and no claimed update is below what a chunk of all states shows.",
+    "provenance": "Every initial weight follows from the seed or comes from a certified model; else the start is marked.",
+    "initialisation-ks": "The initial weights are spread as those of a fresh start are, by the published statistical test.",
     "replay-top-q": "In each epoch the segments that claim the largest updates, trained again.",
     "vmo": "The committed weights lie closer to the replayed ones than the mean gradient norm, as published.",
 }

@@ -18,12 +18,34 @@ class Worker(models.Model):
     price_per_hour = models.BigIntegerField()  # micro-credits
     created_at = models.DateTimeField()
     last_seen_at = models.DateTimeField(null=True)
-    devices = models.JSONField(default=list)  # names, as the agent reported them
+    devices = models.JSONField(default=list)  # of protocol.devices.Device, as the agent reported them
     environment = models.JSONField(null=True)  # of the last run: protocol.contract.Environment
+    torch_build = models.CharField(max_length=64, blank=True)  # likewise: KeyRequest.torch_build
     banned = models.BooleanField(default=False)
+    paused = models.CharField(max_length=500, blank=True)  # why it takes no work, as its agent said last
+
+    speed = models.FloatField(null=True)  # GFLOP/s, as the last speed trial proved; None: not measured, or not passed
+    speed_at = models.DateTimeField(null=True)
+    next_trial_at = models.DateTimeField(null=True)  # None: at once
 
     def __str__(self) -> str:
         return self.name
+
+
+class SpeedTrial(models.Model):
+    """One measurement of a worker's speed on the platform's clock, or why there was none."""
+
+    worker = models.ForeignKey(Worker, on_delete=models.CASCADE, related_name="trials")
+    at = models.DateTimeField()
+    size = models.IntegerField()
+    rounds = models.IntegerField()
+    seconds = models.FloatField(null=True)  # of the answer that was checked
+    attempts = models.JSONField(default=list)  # seconds of every answer
+    gflops = models.FloatField(null=True)
+    problem = models.CharField(max_length=500, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.worker_id}: {self.problem or self.gflops}"
 
 
 class EnrolmentCode(models.Model):

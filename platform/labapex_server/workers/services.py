@@ -11,6 +11,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db import IntegrityError, transaction
 
+from labapex.protocol.devices import Device
 from labapex_server.accounts.models import User
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict, Refused
@@ -50,12 +51,33 @@ def known(worker_id: UUID) -> Worker | None:
     return Worker.objects.filter(pk=worker_id, banned=False, owner__is_active=True).first()
 
 
-def seen(worker: Worker, devices: Sequence[str] | None = None) -> None:
-    """The worker's agent spoke. `devices` are the names that it reports."""
+def seen(worker: Worker, devices: Sequence[Device] | None = None) -> None:
+    """The worker's agent spoke. `devices` are what it says it has."""
     fields: dict[str, object] = {"last_seen_at": clock.now()}
     if devices is not None:
-        fields["devices"] = list(devices)
+        fields["devices"] = [device.model_dump(mode="json") for device in devices]
+        if fields["devices"] != worker.devices:
+            fields |= {"speed": None, "next_trial_at": None}  # what was measured was another host
     Worker.objects.filter(pk=worker.pk).update(**fields)
+
+
+def ready(worker: Worker, price: int | None) -> None:
+    """The worker wants work, at this price in micro-credits for an hour; None: at the one on record."""
+    worker.paused = ""
+    if price is not None:
+        worker.price_per_hour = price
+    worker.save(update_fields=["paused", "price_per_hour"])
+
+
+def paused(worker: Worker, reason: str) -> None:
+    """The worker wants no work. The reason is its owner's or his agent's own: shown to him, believed by nobody."""
+    worker.paused = reason
+    worker.save(update_fields=["paused"])
+
+
+def forget_class(worker: Worker) -> None:
+    """Of what class the host is will be told by its next executable: it may have another torch by now, or another device."""
+    Worker.objects.filter(pk=worker.pk).update(environment=None, torch_build="")
 
 
 def _digest(code: str) -> str:

@@ -34,16 +34,8 @@ def judged(run: Run) -> Verdict:
     opened(run)
     lease = Lease.objects.select_related("job").get(pk=run.lease.pk)
     drawn = lease.challenge
-    verdict = judgement.verdict(
-        lease,
-        evidence.read(lease),
-        replay=None,
-        opening_problem=None,
-        segments=drawn.segments,
-        opened=drawn.indices,
-        weights=None,
-        pev_percent=10,
-    )
+    seen = judgement.evidence(lease, evidence.read(lease), pev_percent=10, segments=drawn.segments)
+    verdict = judgement.verdict(lease, seen, opened=drawn.indices, shown_bytes=0, weights=None)
     assert verification.issue(lease, verdict)
     return verdict
 

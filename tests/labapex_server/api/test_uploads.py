@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from asgiref.sync import sync_to_async
 
+from labapex.protocol.api import Scope
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import User
 from labapex_server.asgi import application
@@ -40,7 +41,7 @@ async def send(
     body = list(chunks)
     fields = {"host": "localhost", **headers}
     if token:
-        fields["authorization"] = f"Token {token}"
+        fields["authorization"] = f"Bearer {token}"
     if length is not None:
         fields["content-length"] = str(length)
     read = 0
@@ -110,7 +111,7 @@ async def test_an_empty_file_is_a_file(token: str) -> None:
     ("options", "status", "code"),
     [
         ({"token": None}, 401, "not-logged-in"),
-        ({"token": "lax_invented"}, 401, "not-logged-in"),
+        ({"token": "apex_invented"}, 401, "not-logged-in"),
         ({"length": None}, 411, "length-required"),
         ({"length": 3 << 30}, 413, "too-large"),
     ],
@@ -139,10 +140,34 @@ async def test_other_bytes_than_announced_are_refused_and_forgotten(token: str, 
     assert not [path for path in (home / "blobs").rglob("*") if path.is_file()]
 
 
-async def test_a_client_that_goes_away_leaves_nothing(token: str, home: Path) -> None:
-    assert (await put(token, pieces()[:5], leave=True))[0] == 0
-    assert not [path for path in (home / "blobs").rglob("*") if path.is_file()]
-    assert (await put(token, pieces()))[0] == 201
+async def test_a_client_that_goes_away_goes_on_where_it_was(token: str, home: Path) -> None:
+    assert (await put(token, pieces()[:25], leave=True))[0] == 0
+    assert await sync_to_async(stored)() == 0
+    status, document, _ = await put(token, pieces()[10:], length=len(CONTENT) - 1_000_000, **rest(1_000_000))
+    assert (status, document["code"]) == (409, "offset-mismatch")
+    assert document["instance"] == address()
+    offset = 1 << 20  # of the 2.5 MB that came; what is sealed lags one segment behind
+    assert (await put(token, pieces(CONTENT[offset:]), length=len(CONTENT) - offset, **rest(offset)))[0] == 201
+    assert await sync_to_async(stored)() == 1
+
+
+def rest(offset: int) -> dict[str, str]:
+    return {"content-range": f"bytes {offset}-{len(CONTENT) - 1}/{len(CONTENT)}"}
+
+
+@pytest.mark.parametrize(
+    "text", ["bytes 0-1/2", "bytes 5-4/3", "bytes */3", "items 0-1/2", "bytes 1048576-3145726/3145728", "x" * 5000]
+)
+async def test_a_range_that_does_not_fit_the_body_is_refused(token: str, text: str) -> None:
+    status, document, _ = await put(token, pieces(), **{"content-range": text})
+    assert (status, document["code"]) == (400, "invalid")
+
+
+async def test_a_token_without_the_scope_uploads_nothing(researcher: User, threads: None) -> None:
+    weak = await sync_to_async(accounts.issue_token)(researcher, name="reader", scopes=[Scope.JOBS_READ])
+    status, document, _ = await put(weak, pieces())
+    assert (status, document["code"]) == (403, "missing-scope")
+    assert await sync_to_async(stored)() == 0
 
 
 async def test_the_same_file_twice_at_once_is_stored_once(token: str) -> None:

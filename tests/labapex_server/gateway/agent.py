@@ -11,10 +11,12 @@ from tests.labapex_server.gateway.stage import Host
 from websockets.asyncio.client import ClientConnection, connect
 
 from labapex.protocol.canonical import Message
+from labapex.protocol.devices import Device
 from labapex.protocol.frames import Ack, Data, Greeting, Hello, Nonce, hello_bytes, to_agent
 from labapex.protocol.packing import pack
 from labapex.sealing import sign
 
+A_CPU = Device(kind="cpu", name="a CPU", note="no NVIDIA driver is installed")
 M = TypeVar("M", bound=Message)
 
 PATIENCE = 20.0
@@ -48,7 +50,7 @@ class Agent:
 
     def signed(self, nonce: Nonce, **changes: Any) -> Hello:
         signature = sign(self.host.private_key, hello_bytes(worker=self.host.worker.pk, nonce=nonce.nonce))
-        hello = Hello(worker=self.host.worker.pk, signature=signature, devices=("a CPU",), leases=self.leases)
+        hello = Hello(worker=self.host.worker.pk, signature=signature, devices=(A_CPU,), leases=self.leases)
         return hello.model_copy(update=changes)
 
     async def say(self, *messages: Message | bytes | str) -> None:

@@ -6,14 +6,16 @@ import hashlib
 import io
 import json
 import struct
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.labapex_server.telemetry.executable import Executable
 
+from labapex.proof import merkle, statefile
 from labapex.protocol.api import JobRequest
-from labapex.protocol.contract import Environment, ScriptFacts
+from labapex.protocol.contract import Environment, ScriptFacts, Stretch
 from labapex.protocol.frames import KeyRequest
 from labapex.protocol.manifest import Manifest
 from labapex.protocol.spec import Bundle, JobSpec, Part
@@ -39,17 +41,27 @@ def a_runner(settings: Any, folder: Path) -> None:
     table = b"archive" * 100_000
     cookie = struct.pack("!8sIIII64s", b"MEI\014\013\012\013\016", len(table) + 88, 0, 0, 311, b"libpython3.11.so")
     (folder / "runner.pkg").write_bytes(table + cookie)
-    settings.LABAPEX = settings.LABAPEX.model_copy(update={"runner_dir": folder})
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"runner_dir": folder, "trial_hours": 0})
 
 
-def queued_job(owner: User, *, epochs: int = 2, per_epoch: int = 7, every: int = 3, name: str = "digits") -> Job:
-    """A job that waits for a worker."""
-    digest = hashlib.sha256(SCRIPT).hexdigest()
-    blobs.store(owner, digest, io.BytesIO(SCRIPT), size=len(SCRIPT))
+def queued_job(
+    owner: User,
+    *,
+    epochs: int = 2,
+    per_epoch: int = 7,
+    every: int = 3,
+    name: str = "digits",
+    layout: bool = False,
+    script: bytes = SCRIPT,
+    **fields: Any,
+) -> Job:
+    """A job that waits for a worker. `fields` are the spec's."""
+    digest = hashlib.sha256(script).hexdigest()
+    blobs.store(owner, digest, io.BytesIO(script), size=len(script))
     spec = JobSpec.model_validate(
-        {"name": name, "script": "train.py", "epochs": epochs, "budget": "1", "checkpoint_every": every}
+        {"name": name, "script": "train.py", "epochs": epochs, "budget": "1", "checkpoint_every": every} | fields
     )
-    bundle = Bundle(code=(Part(path="train.py", digest=digest, size=len(SCRIPT)),))
+    bundle = Bundle(code=(Part(path="train.py", digest=digest, size=len(script)),))
     job = jobs.submit(owner, request=JobRequest(spec=spec, bundle=bundle))
     facts = ScriptFacts(
         loop="train.py:9",
@@ -58,8 +70,10 @@ def queued_job(owner: User, *, epochs: int = 2, per_epoch: int = 7, every: int =
         gradients_are_state=False,
         parameters=10,
         state_bytes=100,
+        layout=(Stretch(type="float32", size=40),) if layout else (),
     )
-    assert jobs.advance(job, JobState.PACKAGING, facts=facts.model_dump(mode="json"), iteration_seconds=0.01)
+    found = {"facts": facts.model_dump(mode="json"), "preflight": {"environment": ENVIRONMENT.model_dump(mode="json")}}
+    assert jobs.advance(job, JobState.PACKAGING, iteration_seconds=0.01, **found)
     assert jobs.package(job)
     return job
 
@@ -120,3 +134,19 @@ def a_state(size: int = 128) -> bytes:
         if 8 + len(padded) + width == size:
             return struct.pack("<Q", len(padded)) + padded + bytes(width)
     raise ValueError(f"no state fits {size} bytes")
+
+
+def a_true_state(index: int) -> bytes:
+    """A state file with a tree of its own: one parameter, which is the leaf's number."""
+    metadata = {"structure": json.dumps({"step": index}), "parameters": json.dumps(["w"])}
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"__metadata__": metadata, "w": entry}).ljust(256).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", index)
+
+
+def a_true_digest(index: int) -> str:
+    """The digest of that state."""
+    with tempfile.TemporaryFile() as file:
+        file.write(a_true_state(index))
+        file.flush()
+        return merkle.root_of_hashes(statefile.tree(file)).hex()

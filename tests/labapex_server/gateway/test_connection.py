@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
 import os
 import uuid
 from typing import Any
 
 import pytest
-from tests.labapex_server.gateway.agent import Agent
+from tests.labapex_server.gateway.agent import A_CPU, Agent
 from tests.labapex_server.gateway.stage import Host, Run, a_host, a_run, key_request, queued_job
+from tests.labapex_server.gateway.test_trial import SMALL, chain
+from tests.labapex_server.scenes import finished
 from tests.labapex_server.telemetry.executable import Executable, rehashed
 
+from labapex.protocol.devices import Observation
 from labapex.protocol.frames import (
     Ack,
     Failed,
@@ -23,11 +28,21 @@ from labapex.protocol.frames import (
     KeyRelease,
     Nack,
     Nonce,
+    Observed,
     Open,
+    OpenChunks,
     OpenStates,
+    Paused,
     Ready,
     Refusal,
     Released,
+    TrialAnswer,
+    TrialBegin,
+    TrialOver,
+    TrialPart,
+    TrialPrepare,
+    TrialReady,
+    TrialShow,
     Welcome,
 )
 from labapex.protocol.manifest import Manifest
@@ -44,8 +59,10 @@ from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.models import Frame
 from labapex_server.telemetry.offload import offload
+from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge
-from labapex_server.workers.models import Worker
+from labapex_server.workers import speed
+from labapex_server.workers.models import SpeedTrial, Worker
 
 
 async def lease_row(run: Run) -> Lease:
@@ -60,8 +77,33 @@ async def test_a_worker_that_signs_the_nonce_is_greeted_with_its_leases(platform
         assert agent.greeting is not None
         assert agent.greeting.leases == (run.lease.pk,)
     worker = await offload(Worker.objects.get, pk=run.host.worker.pk)
-    assert worker.devices == ["a CPU"]
+    assert worker.devices == [A_CPU.model_dump(mode="json")]
     assert worker.last_seen_at is not None
+
+
+async def test_a_paused_worker_gets_no_job_and_its_reason_is_kept_until_it_wants_work(
+    platform: str, rig: Host, researcher: User
+) -> None:
+    async with Agent(platform, rig) as agent:
+        await agent.say(Ready(), Paused(reason="the GPU is too hot"))
+        await agent.say(Open(lease=uuid.uuid4()))  # is refused, and so answered after what was said before
+        await agent.expect(Refusal)
+        assert (await offload(Worker.objects.get, pk=rig.worker.pk)).paused == "the GPU is too hot"
+        job = await offload(queued_job, researcher)
+        await agent.say(Ready(price_per_hour=7_200_000))
+        grant = await agent.expect(Grant)
+        assert grant.job == job.pk
+    worker = await offload(Worker.objects.get, pk=rig.worker.pk)
+    assert (worker.paused, worker.price_per_hour) == ("", 7_200_000)
+    lease = await offload(Lease.objects.get, pk=grant.lease)
+    assert lease.price_per_epoch == 141
+
+
+@pytest.mark.parametrize("price", [0, -1, 10**12 + 1, 2**70])
+async def test_a_price_that_is_none_ends_the_connection(platform: str, rig: Host, price: int) -> None:
+    async with Agent(platform, rig) as agent:
+        await agent.say(Ready.model_construct(price_per_hour=min(price, 2**63)))
+        assert await agent.closed() == door.MALFORMED
 
 
 async def test_a_signature_over_another_nonce_is_refused(platform: str, rig: Host) -> None:
@@ -173,6 +215,27 @@ async def test_keys_are_given_to_the_executable_once_and_again_to_the_same(
         await agent.say(key_request(lease)[0])
         refusal = await agent.expect(Refusal)
         assert (refusal.code, refusal.fatal, refusal.lease) == ("conflict", False, grant.lease)
+
+
+async def test_an_executable_of_a_class_that_cannot_be_judged_gets_no_keys_and_its_worker_no_such_job(
+    platform: str, rig: Host, researcher: User
+) -> None:
+    job = await offload(queued_job, researcher)
+    async with Agent(platform, rig) as agent:
+        await agent.say(Ready())
+        grant = await agent.expect(Grant)
+        lease = await offload(Lease.objects.get, pk=grant.lease)
+        request = key_request(lease)[0]
+        other = request.environment.model_copy(update={"torch": "2.14"})
+        await agent.say(request.model_copy(update={"environment": other}))
+        refusal = await agent.expect(Refusal)
+        assert (refusal.code, refusal.fatal, refusal.lease) == ("other-class", False, grant.lease)
+        assert (await agent.expect(Released)).lease == grant.lease
+        await agent.say(Ready())
+        await agent.expect(Idle)
+    async with Agent(platform, rig) as agent:  # it may have the platform's torch by now
+        await agent.say(Ready())
+        assert (await agent.expect(Grant)).job == job.pk
 
 
 async def test_a_worker_that_could_not_start_gives_the_job_back(platform: str, rig: Host, researcher: User) -> None:
@@ -348,8 +411,10 @@ def a_challenge(run: Run) -> Challenge:
     telemetry.finish(run.host.worker.pk, run.executable.fin())
     return Challenge.objects.create(
         lease=run.lease,
+        round=1,
         nonce="00" * 32,
         indices=[0, 2],
+        wanted=[0, 2],
         segments=[0],
         evaluations=[],
         issued_at=clock.now(),
@@ -367,6 +432,22 @@ async def test_a_challenge_is_passed_on_and_again_after_a_reconnect(platform: st
         assert await agent.expect(OpenStates) == opening
 
 
+async def test_the_rounds_of_a_challenge_are_passed_on_one_after_the_other(
+    platform: str, rig: Host, researcher: User
+) -> None:
+    run = await offload(a_run, await offload(queued_job, researcher, layout=True), rig)
+    async with Agent(platform, rig, leases=(run.lease.pk,)) as agent:
+        lease = verification.finished_lease
+        job = await offload(finished, run)
+        await offload(lambda: verification.challenge(lease(job)))
+        asked = await agent.expect(OpenChunks)
+        assert (asked.number, asked.indices) == (0, tuple(range(len(run.lease.terms.leaf_steps()))))
+        answer = io.BytesIO(run.executable.answer())
+        await offload(lambda: verification.accept_chunks(lease(job), 0, answer))
+        drawn = await offload(lambda: verification.challenge(lease(job)))
+        assert (await agent.expect(OpenStates)).indices == tuple(drawn.indices)
+
+
 async def test_two_agents_that_reconnect_at_once_leave_one(platform: str, rig: Host) -> None:
     agents = [Agent(platform, rig) for _ in range(4)]
 
@@ -379,3 +460,71 @@ async def test_two_agents_that_reconnect_at_once_leave_one(platform: str, rig: H
     async with Agent(platform, rig) as last:
         await last.say(Ready())
         assert await last.expect(Idle)
+
+
+async def test_the_agents_own_readings_of_the_gpu_are_kept_beside_the_log(platform: str, run: Run) -> None:
+    reading = Observation(at=1.0, device="GPU-1", utilisation=90, memory=1000)
+    async with Agent(platform, run.host, leases=(run.lease.pk,)) as agent:
+        await agent.say(Observed(lease=run.lease.pk, readings=(reading,)), Open(lease=run.lease.pk))
+        await agent.expect(Welcome)  # messages are taken one after the other
+    assert await offload(telemetry.observations, run.lease) == [reading]
+
+
+@pytest.fixture
+def trials(rig: Host, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers have to show their speed, with a small chain."""
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"trial_hours": 24})
+    monkeypatch.setattr(speed, "CPU_PLAN", SMALL)
+
+
+async def measured(agent: Agent, *, products: int | None = None) -> None:
+    """Answer a speed trial to its end; `products`: stop each chain after so many."""
+    asked = await agent.expect(TrialPrepare)
+    await agent.say(TrialReady(trial=asked.trial))
+    results = []
+    while isinstance(said := await agent.hear(), TrialBegin):
+        results.append(chain(asked.trial, said.seed, products=products))
+        await agent.say(TrialAnswer(trial=asked.trial, digest=hashlib.sha256(results[-1]).digest()))
+    assert isinstance(said, TrialShow)
+    await agent.say(TrialPart(trial=asked.trial, offset=0, data=results[said.number]))
+    await agent.expect(TrialOver)
+
+
+async def test_a_new_worker_shows_its_speed_before_its_first_job_and_not_again_before_its_second(
+    platform: str, rig: Host, trials: None, researcher: User
+) -> None:
+    await offload(queued_job, researcher)
+    async with Agent(platform, rig) as agent:
+        await agent.say(Ready())
+        await measured(agent)
+        assert isinstance(await agent.hear(), Grant)
+    worker = await offload(Worker.objects.get, pk=rig.worker.pk)
+    row = await offload(SpeedTrial.objects.get)
+    assert worker.speed == row.gflops
+    assert (row.problem, row.size, row.rounds, len(row.attempts)) == ("", SMALL.size, SMALL.rounds, 3)
+    assert worker.next_trial_at is not None
+    assert worker.next_trial_at > clock.now()
+
+
+async def test_a_worker_that_shows_a_false_result_has_no_speed_and_its_trial_says_so(
+    platform: str, rig: Host, trials: None
+) -> None:
+    async with Agent(platform, rig) as agent:
+        await agent.say(Ready())
+        await measured(agent, products=1)
+        assert isinstance(await agent.hear(), Idle)
+    row = await offload(SpeedTrial.objects.get)
+    assert (row.gflops, row.problem) == (None, "the result is not that of the chain that was asked for")
+
+
+async def test_a_worker_that_cannot_show_its_speed_gets_work_that_asks_for_none(
+    platform: str, rig: Host, trials: None, researcher: User
+) -> None:
+    await offload(queued_job, researcher)
+    async with Agent(platform, rig) as agent:
+        await agent.say(Ready())
+        asked = await agent.expect(TrialPrepare)
+        await agent.say(TrialReady(trial=asked.trial, problem="no torch"))
+        await agent.expect(Grant)
+    row = await offload(SpeedTrial.objects.get)
+    assert row.problem == "no torch"

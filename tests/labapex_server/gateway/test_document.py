@@ -19,7 +19,7 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: message.__name__)
+@pytest.mark.parametrize("message", sorted(MESSAGES, key=str), ids=lambda message: message.__name__)
 def test_every_message_stands_in_the_table_with_every_field(message: type[frames.Message]) -> None:
     name = message.model_fields["type"].default
     row = re.search(rf"^\| `{name}` \|.*$", TEXT, re.MULTILINE)

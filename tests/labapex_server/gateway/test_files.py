@@ -13,18 +13,22 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from django.db.models import F
-from tests.labapex_server.gateway.stage import Run, a_host, a_run, a_state, queued_job
+from tests import wheels
+from tests.labapex_server.gateway.stage import Host, Run, a_host, a_run, a_state, queued_job
+from tests.labapex_server.scenes import finished
 
 from labapex import executable
 from labapex.protocol.states import JobState
 from labapex_server.accounts.models import User
 from labapex_server.gateway import files
+from labapex_server.jobs import packages
 from labapex_server.jobs.models import Job
-from labapex_server.lib import clock, keys
+from labapex_server.lib import clock, trust
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.offload import offload
+from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge, OpenedState
 
 STATE = a_state()
@@ -56,14 +60,30 @@ def challenged(run: Run) -> Run:
     telemetry.finish(run.host.worker.pk, run.executable.fin())
     Challenge.objects.create(
         lease=run.lease,
+        round=1,
         nonce="00" * 32,
         indices=[0, 2],
+        wanted=[0, 2],
         segments=[0],
         evaluations=[],
         issued_at=clock.now(),
         deadline=clock.after(60),
     )
     return run
+
+
+async def test_chunks_come_in_by_the_same_door_and_of_one_length_alone(
+    platform: str, http: httpx.AsyncClient, rig: Host, researcher: User
+) -> None:
+    run = await offload(a_run, await offload(queued_job, researcher, layout=True), rig)
+    job = await offload(finished, run)
+    await offload(lambda: verification.challenge(verification.finished_lease(job)))
+    url, answer = f"/gateway/leases/{run.lease.pk}/chunks/0", run.executable.answer()
+    for wrong in (answer[:-1], answer + b"x", b""):
+        assert (await http.put(url, headers=bearer(run), content=wrong)).status_code == 422
+    assert (await http.put(url[:-1] + "1", headers=bearer(run), content=answer)).status_code == 404
+    assert (await http.put(url, headers=bearer(run), content=answer)).json() == {"stored": True, "new": True}
+    assert (await http.put(url, headers=bearer(run), content=answer)).json() == {"stored": True, "new": False}
 
 
 # -- the executable ----------------------------------------------------------------------------------------------------
@@ -77,9 +97,7 @@ async def test_an_executable_comes_whole_and_passes_verification(
     assert answer.status_code == 200
     assert int(answer.headers["content-length"]) == len(answer.content) == made.size
     (tmp_path / "executable").write_bytes(answer.content)
-    manifest = executable.verify(
-        tmp_path / "executable", keys.manifest_public_key(), run.host.worker.pk, clock.now().timestamp()
-    )
+    manifest = executable.verify(tmp_path / "executable", trust.current(), run.host.worker.pk, clock.now().timestamp())
     assert manifest.contract.lease == run.lease.pk
 
 
@@ -92,6 +110,26 @@ async def test_a_download_goes_on_where_it_stopped(http: httpx.AsyncClient, run:
     assert rest.content == whole[cut:]
     middle = await http.get(executable_url(run), headers=bearer(run, Range=f"bytes={cut}-{cut + 9}"))
     assert middle.content == whole[cut : cut + 10]
+
+
+async def test_a_wheel_comes_to_the_lease_that_needs_it_and_to_no_other(
+    http: httpx.AsyncClient, run: Run, tmp_path: Path
+) -> None:
+    lock, found = wheels.locked([wheels.make(tmp_path, "alpha")])
+    other, elsewhere = wheels.locked([wheels.make(tmp_path, "beta")])
+    for wheel, path in {**found, **elsewhere}.items():
+        packages.path(wheel).parent.mkdir(parents=True, exist_ok=True)
+        packages.path(wheel).write_bytes(path.read_bytes())
+    await offload(Job.objects.filter(pk=run.lease.job_id).update, requirements=lock.model_dump(mode="json"))
+    (alpha,), (beta,) = lock.wheels, other.wheels
+    url = f"/gateway/leases/{run.lease.pk}/wheels/"
+    answer = await http.get(url + alpha.sha256, headers=bearer(run))
+    assert (answer.status_code, answer.content) == (200, found[alpha].read_bytes())
+    rest = await http.get(url + alpha.sha256, headers=bearer(run, Range="bytes=100-"))
+    assert (rest.status_code, rest.content) == (206, answer.content[100:])
+    assert (await http.get(url + beta.sha256, headers=bearer(run))).status_code == 404
+    assert (await http.get(url + alpha.sha256)).status_code == 401
+    assert (await http.put(url + alpha.sha256, headers=bearer(run), content=b"x")).status_code == 405
 
 
 async def test_a_range_beyond_the_end_is_refused(http: httpx.AsyncClient, run: Run) -> None:

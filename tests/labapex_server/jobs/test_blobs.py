@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from labapex.errors import Tampered
+from labapex.sealing import SEGMENT_BYTES
 from labapex_server.accounts.models import User
 from labapex_server.jobs import blobs
 from labapex_server.jobs.models import Blob
-from labapex_server.lib.errors import DigestMismatch, Refused, TooLarge
+from labapex_server.lib.errors import DigestMismatch, OffsetMismatch, Refused, TooLarge
 
 pytestmark = pytest.mark.django_db
 CONTENT = b"a script that nobody else may read " * 100
@@ -49,12 +51,114 @@ def test_the_same_bytes_are_kept_once_per_owner(researcher: User, other_research
 def test_other_bytes_than_announced_leave_nothing(researcher: User, home: Path) -> None:
     with pytest.raises(DigestMismatch):
         store(researcher, CONTENT[::-1])
-    with pytest.raises(Refused, match="ended after"):
+    with pytest.raises(Refused, match="ended 1 bytes too early"):
         store(researcher, size=len(CONTENT) + 1)
     with pytest.raises(DigestMismatch):  # what is past the announced size is not read
         store(researcher, size=len(CONTENT) - 1)
     assert not Blob.objects.exists()
     assert not everything_stored(home)
+
+
+class Broken(io.BytesIO):
+    """A client that goes away when its bytes are sent."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if not data:
+            raise ConnectionError("gone")
+        return data
+
+
+LONG = bytes(range(251)) * 20_000  # 4.8 MiB, five segments
+LONG_DIGEST = hashlib.sha256(LONG).hexdigest()
+
+
+def broken_off(owner: User, sent: int) -> int:
+    """Send so many bytes of LONG and go away; where it can go on."""
+    with pytest.raises(ConnectionError):
+        blobs.store(owner, LONG_DIGEST, Broken(LONG[:sent]), size=len(LONG))
+    return blobs.begun(owner, LONG_DIGEST)
+
+
+@pytest.mark.parametrize("sent", [0, 1, SEGMENT_BYTES, 2 * SEGMENT_BYTES + 17, 4 * SEGMENT_BYTES, len(LONG) - 1])
+def test_an_upload_that_broke_off_goes_on_and_comes_back_whole(
+    researcher: User, home: Path, tmp_path: Path, sent: int
+) -> None:
+    offset = broken_off(researcher, sent)
+    assert sent - 2 * SEGMENT_BYTES <= offset <= sent  # what is sealed lags one segment behind
+    blob, new = blobs.store(researcher, LONG_DIGEST, io.BytesIO(LONG[offset:]), size=len(LONG), offset=offset)
+    assert new
+    blobs.open_into(blob, tmp_path / "plain")
+    assert (tmp_path / "plain").read_bytes() == LONG
+    assert hashlib.sha256(blob.path.read_bytes()).hexdigest() == blob.sealed_digest
+    assert not [path for path in (home / "uploads").rglob("*") if path.is_file()]
+
+
+def test_what_is_kept_of_an_upload_is_sealed(researcher: User, home: Path) -> None:
+    assert broken_off(researcher, 3 * SEGMENT_BYTES)
+    (path,) = [path for path in (home / "uploads").rglob("*") if path.is_file()]
+    assert LONG[:100] not in path.read_bytes()
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_upload_goes_on_only_where_it_stopped_and_for_its_owner(researcher: User, other_researcher: User) -> None:
+    offset = broken_off(researcher, 3 * SEGMENT_BYTES)
+    for owner, at, here in (
+        (researcher, offset - SEGMENT_BYTES, offset),
+        (researcher, 5, offset),
+        (researcher, len(LONG), offset),
+        (other_researcher, offset, 0),
+    ):
+        with pytest.raises(OffsetMismatch) as caught:
+            blobs.store(owner, LONG_DIGEST, io.BytesIO(LONG[at:]), size=len(LONG), offset=at)
+        assert caught.value.offset == here
+
+
+def test_another_end_than_announced_spoils_the_whole_upload(researcher: User) -> None:
+    offset = broken_off(researcher, 3 * SEGMENT_BYTES)
+    other = bytes(len(LONG) - offset)
+    with pytest.raises(DigestMismatch):
+        blobs.store(researcher, LONG_DIGEST, io.BytesIO(other), size=len(LONG), offset=offset)
+    assert blobs.begun(researcher, LONG_DIGEST) == 0
+    assert not Blob.objects.exists()
+
+
+def test_a_torn_end_is_cut_off_and_a_damaged_beginning_starts_anew(researcher: User, home: Path) -> None:
+    offset = broken_off(researcher, 3 * SEGMENT_BYTES)
+    (path,) = [path for path in (home / "uploads").rglob("*") if path.is_file()]
+    with path.open("ab") as file:
+        file.write(b"half a segment")
+    assert blobs.begun(researcher, LONG_DIGEST) == offset
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damage")
+    with pytest.raises(OffsetMismatch) as caught:
+        blobs.store(researcher, LONG_DIGEST, io.BytesIO(LONG[offset:]), size=len(LONG), offset=offset)
+    assert caught.value.offset == 0
+    assert blobs.store(researcher, LONG_DIGEST, io.BytesIO(LONG), size=len(LONG))[1]
+
+
+def test_an_upload_that_is_under_way_is_nobody_elses_to_go_on_with(researcher: User) -> None:
+    offset = broken_off(researcher, 3 * SEGMENT_BYTES)
+
+    class Meanwhile(io.BytesIO):
+        """A second request for the same upload arrives while the first is read."""
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            with pytest.raises(OffsetMismatch):
+                blobs.store(researcher, LONG_DIGEST, io.BytesIO(LONG[offset:]), size=len(LONG), offset=offset)
+            return super().read(size)
+
+    blob, _ = blobs.store(researcher, LONG_DIGEST, Meanwhile(LONG[offset:]), size=len(LONG), offset=offset)
+    assert hashlib.sha256(blob.path.read_bytes()).hexdigest() == blob.sealed_digest
+
+
+def test_uploads_that_nobody_went_on_with_for_a_day_are_forgotten(researcher: User, home: Path) -> None:
+    broken_off(researcher, 3 * SEGMENT_BYTES)
+    (path,) = [path for path in (home / "uploads").rglob("*") if path.is_file()]
+    os.utime(path, (0, 0))
+    store(researcher)
+    assert not path.exists()
 
 
 def test_a_file_over_the_limit_is_refused_before_a_byte_is_read(researcher: User, settings: Any) -> None:

@@ -18,7 +18,7 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job, Transition
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock
-from labapex_server.lib.errors import Conflict, Refused, TooLarge
+from labapex_server.lib.errors import Conflict, KeyReused, Refused, TooLarge
 
 pytestmark = pytest.mark.django_db
 
@@ -86,7 +86,7 @@ def test_the_same_key_gives_the_same_job_and_only_for_the_same_request(
     asked = request(researcher)
     first = jobs.submit(researcher, request=asked, idempotency_key="k")
     assert jobs.submit(researcher, request=asked, idempotency_key="k") == first
-    with pytest.raises(Conflict):
+    with pytest.raises(KeyReused):
         jobs.submit(researcher, request=request(researcher, epochs=3), idempotency_key="k")
     other = jobs.submit(other_researcher, request=request(other_researcher), idempotency_key="k")
     assert other != first

@@ -97,4 +97,4 @@ def test_the_child_sees_none_of_our_environment_and_none_of_our_files(
     seen = json.loads(run(f"look: {key}").problem or "")
     assert not seen["secret"]
     assert "LABAPEX_DATABASE_URL" not in seen["environment"]
-    assert set(seen["environment"]) >= {"HOME", "TMPDIR", "LABAPEX_SITE_PACKAGES", "OMP_NUM_THREADS"}
+    assert set(seen["environment"]) >= {"TMPDIR", "LABAPEX_SITE_PACKAGES", "OMP_NUM_THREADS"}

@@ -11,10 +11,14 @@ from labapex_server.lib.files import secret_file
 
 
 def test_keys_are_made_once_and_only_their_owner_can_read_them(home: Path) -> None:
-    public = keys.manifest_public_key()
+    public = keys.log_public_key()
     keys.wrap(b"", "first")
-    assert keys.manifest_public_key() == public
+    keys.make_local_root()
+    identity = keys.key_id(keys.new("manifest"))
+    assert keys.log_public_key() == public
     assert keys.verdict_public_key() != public
+    assert set(keys.held("manifest")) == {identity}
+    assert keys.held("release") == {}
     for path in (home / "keys").iterdir():
         assert path.stat().st_mode & 0o777 == 0o600
     assert (home / "keys").stat().st_mode & 0o777 == 0o700

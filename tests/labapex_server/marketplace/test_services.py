@@ -1,20 +1,26 @@
 from __future__ import annotations
 
+import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
-from tests.labapex_server.gateway.stage import Host, a_host, a_run, key_request, queued_job
+from tests.labapex_server.gateway.stage import ENVIRONMENT, Host, a_host, a_run, key_request, queued_job
 
+from labapex.proof.tolerance import PHASES, Calibration, Phase
+from labapex.protocol.canonical import canonical
+from labapex.protocol.contract import TorchBuild
 from labapex.protocol.manifest import Manifest
 from labapex.protocol.states import Fault, JobState, LeaseState
-from labapex.sealing import open_release, verify
+from labapex.sealing import open_release
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
-from labapex_server.lib import clock, keys
-from labapex_server.lib.errors import Conflict
+from labapex_server.lib import clock, trust
+from labapex_server.lib.errors import Conflict, OtherClass, UnknownBuild
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
+from labapex_server.workers import services as workers
 from labapex_server.workers.models import Worker
 
 
@@ -40,7 +46,10 @@ def test_the_job_that_waits_longest_is_leased_under_a_signed_contract(rig: Host,
     assert lease.job_id == first.pk
     assert (state(first), state(second)) == (JobState.LEASED, JobState.QUEUED)
     manifest = Manifest.model_validate(lease.manifest)
-    verify(keys.manifest_public_key(), manifest, bytes(lease.manifest_signature))
+    believed, now = trust.current(), time.time()
+    signed = bytes(lease.manifest_signature)
+    believed.verify(manifest, signed, key=manifest.key, role="manifest", now=now)
+    believed.release(manifest.release, "runner", now)
     assert manifest.worker == rig.worker.pk
     assert manifest.contract == lease.terms
     assert lease.terms.seed == lease.seed
@@ -65,6 +74,16 @@ def test_a_banned_worker_gets_nothing(rig: Host, researcher: User) -> None:
     queued_job(researcher)
     rig.worker.banned = True
     assert marketplace.lease(rig.worker) is None
+
+
+def test_a_job_whose_budget_does_not_cover_the_workers_price_is_passed_over(rig: Host, researcher: User) -> None:
+    job = queued_job(researcher)  # 14 iterations of 10 ms, for at most one credit
+    assert job.budget == 1_000_000
+    workers.ready(rig.worker, 10**12)
+    assert marketplace.lease(rig.worker) is None
+    assert state(job) == JobState.QUEUED
+    workers.ready(rig.worker, 3_600_000)
+    assert granted(rig).price_per_epoch == 71
 
 
 def test_each_lease_has_a_seed_that_could_not_be_known_before(rig: Host, researcher: User) -> None:
@@ -227,3 +246,130 @@ def test_finishing_twice_is_finishing_once(rig: Host, researcher: User) -> None:
     assert marketplace.finish(lease)
     assert marketplace.finish(lease)
     assert state(job) == JobState.CHALLENGED
+
+
+# -- classes of hosts --------------------------------------------------------------------------------------------------
+
+OTHER = ENVIRONMENT.model_copy(update={"device": "cpu: another one"})
+
+
+def asks(lease: Lease) -> bytes:
+    """An executable on a host of another class asks for its keys."""
+    request = key_request(lease)[0].model_copy(update={"environment": OTHER})
+    return marketplace.release_keys(Lease.objects.get(pk=lease.pk), request=request)
+
+
+def calibrate(home: Path, every: int, error: float) -> None:
+    phases = tuple(Phase(until=until, segments=100, error=error) for until in PHASES)
+    found = Calibration(worker=OTHER, verifier=ENVIRONMENT, checkpoint_every=every, phases=phases)
+    (home / "tolerances").mkdir(parents=True, exist_ok=True)
+    (home / "tolerances" / "a.json").write_bytes(b"{}")  # no calibration: it does not count
+    (home / "tolerances" / "b.json").write_bytes(canonical(found))
+
+
+def test_work_that_could_not_be_judged_is_not_begun(rig: Host, host: User, researcher: User) -> None:
+    job = queued_job(researcher)
+    lease = granted(rig)
+    with pytest.raises(
+        OtherClass, match=r"could not judge .*cpu: another one.* no calibration of this pair of classes"
+    ):
+        asks(lease)
+    lease.refresh_from_db()
+    job.refresh_from_db()
+    assert (lease.state, lease.sealed_keys, job.state, job.attempts) == (LeaseState.FAILED, None, JobState.QUEUED, 0)
+    assert job.reason.startswith("waits for a worker of a class that this platform can judge; rig is of another: cpu:")
+    assert marketplace.lease(a_host(host, "second").worker) is not None
+
+
+def test_a_worker_whose_class_is_known_gets_no_job_that_it_could_not_be_judged_on(
+    rig: Host, researcher: User, home: Path
+) -> None:
+    queued_job(researcher), queued_job(researcher, every=4)
+    with pytest.raises(OtherClass):
+        asks(granted(rig))
+    assert marketplace.lease(rig.worker) is None
+    calibrate(home, every=4, error=1e-3)
+    assert granted(rig).terms.checkpoint_every == 4
+
+
+def test_a_worker_that_connects_anew_may_be_of_another_class_by_now(rig: Host, researcher: User) -> None:
+    queued_job(researcher)
+    with pytest.raises(OtherClass):
+        asks(granted(rig))
+    workers.forget_class(rig.worker)
+    again = granted(rig)
+    assert marketplace.release_keys(Lease.objects.get(pk=again.pk), request=key_request(again)[0])
+
+
+@pytest.mark.parametrize(("every", "error", "begins"), [(3, 1e-3, True), (4, 1e-3, False), (3, 0.05, False)])
+def test_another_class_is_let_in_where_every_phase_of_the_run_has_a_line(
+    rig: Host, researcher: User, home: Path, every: int, error: float, begins: bool
+) -> None:
+    calibrate(home, every, error)
+    job = queued_job(researcher)
+    lease = granted(rig)
+    if begins:
+        assert asks(lease)
+        assert state(job) == JobState.RUNNING
+    else:
+        with pytest.raises(OtherClass):
+            asks(lease)
+        assert state(job) == JobState.QUEUED
+
+
+def test_a_run_that_was_let_in_gets_its_keys_again_whatever_became_of_the_calibration(
+    rig: Host, researcher: User, home: Path
+) -> None:
+    calibrate(home, 3, 1e-3)
+    queued_job(researcher)
+    lease = granted(rig)
+    request = key_request(lease)[0].model_copy(update={"environment": OTHER})
+    sealed = marketplace.release_keys(Lease.objects.get(pk=lease.pk), request=request)
+    (home / "tolerances" / "b.json").unlink()
+    assert marketplace.release_keys(Lease.objects.get(pk=lease.pk), request=request) == sealed
+
+
+# -- builds of torch ---------------------------------------------------------------------------------------------------
+
+
+def put_on_record(home: Path, digest: str, torch: str = ENVIRONMENT.torch) -> None:
+    (home / "builds").mkdir(parents=True, exist_ok=True)
+    (home / "builds" / "a.json").write_bytes(b"{}")  # no build: it does not count
+    (home / "builds" / f"{digest[:4]}.json").write_bytes(canonical(TorchBuild(torch=torch, files=1, digest=digest)))
+
+
+def asks_with(lease: Lease, build: str | None) -> bytes:
+    request = key_request(lease)[0].model_copy(update={"torch_build": build})
+    return marketplace.release_keys(Lease.objects.get(pk=lease.pk), request=request)
+
+
+@pytest.mark.parametrize("build", ["cd" * 32, None], ids=["another", "none told"])
+def test_a_build_of_torch_that_is_not_on_record_gets_no_keys_and_no_further_job_until_it_connects_anew(
+    rig: Host, host: User, researcher: User, home: Path, build: str | None
+) -> None:
+    put_on_record(home, "ab" * 32)
+    job = queued_job(researcher)
+    lease = granted(rig)
+    with pytest.raises(UnknownBuild, match="none of the 1 that this platform has on record; install torch anew"):
+        asks_with(lease, build)
+    lease.refresh_from_db()
+    job.refresh_from_db()
+    assert (lease.state, lease.sealed_keys, job.state, job.attempts) == (LeaseState.FAILED, None, JobState.QUEUED, 0)
+    assert "a worker with a build of torch that is on record; rig has another" in job.reason
+    assert marketplace.lease(rig.worker) is None
+    workers.forget_class(rig.worker)
+    assert asks_with(granted(rig), "ab" * 32)
+    job.refresh_from_db()
+    assert job.reason == "training, on torch 2.13, of build abababababababab, on record"
+
+
+@pytest.mark.parametrize("build", ["cd" * 32, None], ids=["another", "none told"])
+def test_where_no_build_of_its_version_is_on_record_every_build_is_accepted_and_marked(
+    rig: Host, researcher: User, home: Path, build: str | None
+) -> None:
+    put_on_record(home, "ab" * 32, torch="2.12")
+    job = queued_job(researcher)
+    assert asks_with(granted(rig), build)
+    job.refresh_from_db()
+    assert job.reason.startswith("training, on torch 2.13, of ")
+    assert job.reason.endswith(", an unknown build")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import struct
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from labapex.proof import merkle
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Contract, ScriptFacts
 from labapex.protocol.frames import Data, Fin, fin_bytes, frame_hash, genesis
@@ -50,6 +52,8 @@ class Executable:
     frame_losses: int = 4
     leaf_lag: int = 0  # frames by which leaves come after their losses
     state_size: int = 128
+    update_norm: float = 0.5
+    states: list[str] = field(default_factory=list)  # digests by leaf; empty: invented ones
     losses: list[float] = field(default_factory=list)
     frames: list[Data] = field(default_factory=list)
 
@@ -58,13 +62,15 @@ class Executable:
         if not self.losses:
             self.losses = [source.random() for _ in range(self.contract.iterations)]
         leaves = list(self._leaves())
+        begin = 0 if self.contract.after is None else self.contract.after.step
         stretches = [
-            self.losses[start : start + self.frame_losses] for start in range(0, len(self.losses), self.frame_losses)
+            self.losses[start : start + self.frame_losses]
+            for start in range(begin, len(self.losses), self.frame_losses)
         ]
         stretches += [[]] * (1 + self.leaf_lag)
-        sent = done = 0
+        sent, done = 0, begin
         for number, stretch in enumerate(stretches):
-            reached = sum(map(len, stretches[: max(0, number + 1 - self.leaf_lag)]))
+            reached = begin + sum(map(len, stretches[: max(0, number + 1 - self.leaf_lag)]))
             due = [leaf for leaf in leaves[sent:] if leaf.step <= reached]
             sent += len(due)
             self.append(stretch, first=done, leaves=tuple(due))
@@ -75,20 +81,48 @@ class Executable:
         return public_signing_key(self.signing_key)
 
     def _leaves(self) -> Iterator[Leaf]:
-        prev, start = digest(self.contract), 0
+        prev, start, after = digest(self.contract), 0, self.contract.after
+        if after is not None:
+            prev, start = after.digest(), after.step
         for index, step in enumerate(self.contract.leaf_steps()):
+            if after is not None and index <= after.index:
+                continue
             leaf = Leaf(
                 index=index,
                 step=step,
-                state=hashlib.sha256(f"state {index}".encode()).hexdigest(),
+                state=self.root(index),
                 size=self.state_size,
-                update_norm=0.5 if index else None,
-                batches="ba" * 32,
+                chunks=3,
+                settings="5e" * 32,
+                update_norm=self.update_norm if index else 0.0,
+                batches="ba" * 32 if index else hashlib.sha256().hexdigest(),
                 losses=hashlib.sha256(column(self.losses[start:step])).hexdigest(),
                 prev=prev,
             )
             yield leaf
             prev, start = leaf.digest(), step
+
+    def root(self, index: int) -> str:
+        """A state's digest; where its parameters have a layout, the root over a tree of a header and their chunks."""
+        if self.states:
+            return self.states[index]
+        if not self.contract.facts.layout:
+            return hashlib.sha256(f"state {index}".encode()).hexdigest()
+        return merkle.root(self.tree(index)).hex()
+
+    def tree(self, index: int) -> list[bytes]:
+        """Parameters that move by 0.25 in each segment, all in one chunk; and another tensor."""
+        (stretch,) = self.contract.facts.layout
+        numbers = [index / 4, *[1.0] * (stretch.size // 4 - 1)]
+        return [f"header {index}".encode(), struct.pack(f"<{len(numbers)}f", *numbers), f"others {index}".encode()]
+
+    def answer(self) -> bytes:
+        """The honest answer about the only chunk."""
+        parts = []
+        for index in range(len(self.contract.leaf_steps())):
+            entries = self.tree(index)
+            parts += [entries[1], *merkle.inclusion_proof(entries, 1)]
+        return b"".join(parts)
 
     @property
     def head(self) -> bytes:

@@ -16,7 +16,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.labapex_server.telemetry.executable import Executable, a_contract, a_sample, rehashed
 
 from labapex.errors import MalformedInput
-from labapex.protocol.canonical import digest
 from labapex.protocol.frames import Ack, Data, Nack, Welcome, from_agent, genesis
 from labapex.protocol.packing import pack
 from labapex.protocol.records import FrameBody, column
@@ -70,16 +69,14 @@ def test_a_state_restored_from_what_is_stored_goes_on_like_the_one_that_was_lost
     executable = Executable(a_contract(), leaf_lag=lag)
     held = Held(executable, upto=upto)
     leaves = [leaf for frame in executable.frames[:upto] for leaf in open_frame(executable.run_key, frame).leaves]
-    step = leaves[-1].step if leaves else None
+    last = leaves[-1] if leaves else None
     held.state = LogState.restore(
         held.terms,
         seq=upto,
         next=held.state.next,
         head=held.state.head,
-        leaves=len(leaves),
-        leaf=leaves[-1].digest() if leaves else digest(executable.contract),
-        step=step,
-        losses=column(executable.losses[step or 0 : held.state.next]),
+        last=last,
+        losses=column(executable.losses[last.step if last else 0 : held.state.next]),
     )
     for frame in executable.frames[upto:]:
         decision = held.offer(frame)

@@ -15,6 +15,7 @@ from tests.browser.stage import Story
 from labapex.certificate import CertificateBundle, Envelope, PlatformKeys, certificate_digest, check
 from labapex.errors import Tampered
 from labapex.protocol.canonical import digest
+from labapex.protocol.contract import Parent
 from labapex.protocol.states import JobState
 from labapex.protocol.verdict import Verdict
 from labapex.transparency import Consistency, Entries, Head, Inclusion, check_growth, check_inclusion, open_checkpoint
@@ -110,7 +111,7 @@ def test_a_job_is_certified_once(judge: Judge) -> None:
 
 
 def get(path: str, user: User | None = None) -> Any:
-    headers = {"Authorization": f"Token {accounts.issue_token(user, name='test')}"} if user else {}
+    headers = {"Authorization": f"Bearer {accounts.issue_token(user, name='test')}"} if user else {}
     return Client().get(f"/api/v1/{path}", headers=headers)
 
 
@@ -240,7 +241,10 @@ def test_a_parent_in_the_log_is_part_of_the_ruling(judge: Judge, other_researche
     # As a warm start from the first would have been certified: of the same model, and older than its origin.
     verdict = Verdict.model_validate(record.document).model_copy(update={"weights": MODEL})
     CertificateRecord.objects.filter(job=second).delete()
-    derived = certificates.certify(record.lease, verdict, parents=[first.digest])
+    record.lease.contract["parents"] = [
+        Parent(path="parents/0.safetensors", weights=MODEL, certificate=first.digest, success=0.5).model_dump()
+    ]
+    derived = certificates.certify(record.lease, verdict)
     assert derived is not None
     ruled = certificates.claims(MODEL)
     assert [each.claim.index for each in ruled] == [first.entry_id, derived.entry_id]

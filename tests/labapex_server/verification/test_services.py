@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from tests.labapex_server.gateway.stage import Host, Run, a_run, a_state, queued_job
 from tests.labapex_server.scenes import finished, opened, stand_in, submitted
 
@@ -16,6 +17,7 @@ from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.protocol.verdict import Verdict
 from labapex.sealing import verify as verify_signature
 from labapex_server.accounts.models import User
+from labapex_server.gateway import books
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
@@ -26,7 +28,7 @@ from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.models import Frame, Log
-from labapex_server.verification import evidence
+from labapex_server.verification import challenges, evidence
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge, OpenedState, VerdictRecord
 
@@ -58,6 +60,19 @@ def test_a_script_that_runs_has_its_budget_held_and_goes_on(researcher: User) ->
     assert "console" not in (job.preflight or {})
     assert ledger.balance(ledger.account_of(researcher)).held == job.budget
     assert jobs.view(job).progress.total == 14
+
+
+@pytest.mark.django_db
+def test_an_unproven_start_goes_on_unless_its_client_demands_another(researcher: User) -> None:
+    assert preflight(researcher, "stolen: fc.weight").state == JobState.PACKAGING
+    refused = preflight(researcher, "stolen: fc.weight", require_proven_start=True)
+    assert refused.state == JobState.REFUSED
+    assert (
+        "1 of 4 parameter tensors neither follow from the seed nor come from a certified model: fc.weight"
+        in refused.reason
+    )
+    assert "start_from" in refused.reason
+    assert preflight(researcher, require_proven_start=True).state == JobState.PACKAGING
 
 
 @pytest.mark.django_db
@@ -169,14 +184,39 @@ def test_what_is_not_opened_in_time_is_rejected_and_nothing_is_paid(run: Run) ->
     assert verdict.weights is None
 
 
+def test_states_that_the_host_does_not_keep_have_the_time_to_be_made_anew(
+    rig: Host, researcher: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings.LABAPEX, "kept_states_gb", 3e-7)  # three states
+    lease = verification.finished_lease(finished(a_run(queued_job(researcher), rig)))
+    Job.objects.update(preflight={"iteration_seconds": 3.0})
+    lease.job.refresh_from_db()
+    drawn, terms = verification.challenge(lease), lease.terms
+    assert terms.keep_every > 1
+    unkept = set(drawn.indices) - terms.kept_leaves()
+    assert unkept
+    usual = timedelta(seconds=settings.LABAPEX.opening_seconds)
+    more = timedelta(seconds=3.0 * len(unkept) * terms.checkpoint_every * (terms.keep_every - 1))
+    assert usual + more <= drawn.deadline - drawn.issued_at < usual + more + timedelta(minutes=1)
+
+
+def test_a_worker_that_cannot_make_a_state_anew_says_why_and_is_rejected(run: Run) -> None:
+    lease = verification.finished_lease(finished(run))
+    verification.challenge(lease)
+    books.fail(lease.worker, lease.pk, "state 3 came out as another one")
+    job = Job.objects.get()
+    assert job.state == JobState.SETTLING
+    verdict = verification.signed(job).verdict
+    assert (verdict.verdict, verdict.deciding_rule) == ("rejected", "opening")
+    assert "state 3 came out as another one" in verdict.reason
+
+
 # -- verdicts ----------------------------------------------------------------------------------------------------------
 
 
 def paid_run(rig: Host, researcher: User, script: bytes = b"fine") -> Run:
     """A run whose job has its budget held, as after a real preflight."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.labapex_server.gateway.stage.SCRIPT", script)
-        job = queued_job(researcher)
+    job = queued_job(researcher, script=script)
     held = ledger.hold(ledger.account_of(researcher), amount=job.budget, job=job.pk, memo="")
     environment = {"python": "3.11", "torch": "2.13", "device": "cpu: test", "capability": "AVX2", "threads": 1}
     Job.objects.filter(pk=job.pk).update(hold=held, preflight={"environment": environment})
@@ -262,7 +302,7 @@ def test_a_verifier_that_dies_is_no_evidence_against_the_worker(rig: Host, resea
 def verdict_for(lease: Lease, outcome: str) -> Verdict:
     verification.challenge(lease)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verification, "issue", lambda lease, verdict: made.append(verdict))
+        patch.setattr(challenges, "issue", lambda lease, verdict: made.append(verdict))
         made: list[Verdict] = []
         verification.reject_late(lease)
     changes = {

@@ -11,13 +11,15 @@ from django.test import Client
 from django.urls import reverse
 from tests.browser.stage import Story
 
+from labapex.protocol.api import Scope
 from labapex.protocol.states import JobState
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import User
+from labapex_server.accounts.services import TokenRefused
 from labapex_server.jobs import services as jobs
 from labapex_server.workers import services as workers
 
-PAGES = ("/jobs/", "/jobs/new/", "/workers/", "/billing/", "/tokens/")
+PAGES = ("/jobs/", "/jobs/new/", "/workers/", "/billing/", "/tokens/", "/device/")
 
 
 @pytest.fixture
@@ -88,20 +90,28 @@ def test_signing_in_never_leads_to_another_site(client: Client, researcher: User
 
 
 def test_a_token_is_shown_once_and_works_until_it_is_revoked(browser: Client, researcher: User) -> None:
-    reply = browser.post("/tokens/", {"name": "laptop"})
-    secret = re.search(r"lax_[\w-]{20,}", reply.content.decode())
+    reply = browser.post("/tokens/", {"name": "laptop", "scopes": ["jobs:read"], "days": "30"})
+    secret = re.search(r"apex_\w{46}", reply.content.decode())
     assert secret is not None
     assert "no-store" in reply["Cache-Control"]
-    assert accounts.authenticate_token(secret[0]) == researcher
+    token = accounts.authenticate_token(secret[0])
+    assert (token.user, token.granted) == (researcher, (Scope.JOBS_READ,))
     assert secret[0] not in browser.get("/tokens/").content.decode()
     browser.post(reverse("web:revoke-token", args=[researcher.tokens.get().pk]))
-    assert accounts.authenticate_token(secret[0]) is None
+    with pytest.raises(TokenRefused, match="revoked"):
+        accounts.authenticate_token(secret[0])
+
+
+def test_a_token_without_a_scope_is_not_made(browser: Client, researcher: User) -> None:
+    for fields in ({"days": "30"}, {"days": "30", "scopes": ["root"]}, {"days": "9999", "scopes": ["jobs:read"]}):
+        assert browser.post("/tokens/", {"name": "laptop", **fields}).status_code == 422
+    assert not researcher.tokens.exists()
 
 
 def test_nobody_revokes_anothers_token(browser: Client, other_researcher: User) -> None:
     secret = accounts.issue_token(other_researcher, name="theirs")
     browser.post(reverse("web:revoke-token", args=[other_researcher.tokens.get().pk]))
-    assert accounts.authenticate_token(secret) == other_researcher
+    assert accounts.authenticate_token(secret).user == other_researcher
 
 
 def test_an_enrolment_code_is_shown_with_its_commands_and_enrols_one_machine(browser: Client, researcher: User) -> None:
@@ -111,6 +121,18 @@ def test_an_enrolment_code_is_shown_with_its_commands_and_enrols_one_machine(bro
     assert workers.enrol(code[1], "attic", bytes(32)).owner == researcher
     assert "attic" in browser.get("/workers/").content.decode()
     assert code[1] not in browser.get("/workers/").content.decode()
+
+
+def test_the_page_says_why_a_worker_takes_no_work(browser: Client, researcher: User) -> None:
+    code, _ = workers.new_code(researcher)
+    worker = workers.enrol(code, "attic", bytes(32))
+    workers.seen(worker)
+    workers.paused(worker, "<b>the GPU is too hot")
+    text = browser.get("/workers/").content.decode()
+    assert "&lt;b&gt;the GPU is too hot" in text
+    assert ">paused<" in text
+    workers.ready(worker, None)
+    assert "too hot" not in browser.get("/workers/").content.decode()
 
 
 @pytest.mark.parametrize("path", ["/workers/code/", "/logout/", "/tokens/1/revoke/"])

@@ -32,6 +32,8 @@ class Migration(migrations.Migration):
                 ('step', models.BigIntegerField()),
                 ('state', models.CharField(max_length=64)),
                 ('size', models.BigIntegerField()),
+                ('chunks', models.BigIntegerField()),
+                ('settings', models.CharField(max_length=64)),
                 ('update_norm', models.FloatField(null=True)),
                 ('batches', models.CharField(max_length=64)),
                 ('losses', models.CharField(max_length=64)),

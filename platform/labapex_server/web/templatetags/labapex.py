@@ -11,6 +11,7 @@ from django.utils.safestring import SafeString
 
 from labapex.protocol.spec import CREDIT
 from labapex_server.web import words
+from labapex_server.workers.models import Worker
 
 register = template.Library()
 
@@ -36,6 +37,28 @@ def size(count: int | None) -> str:
             return f"{value:.0f} {unit}" if unit == "B" or value >= 100 else f"{value:.1f} {unit}"
         value /= 1024
     return f"{value:.1f} TiB"
+
+
+@register.filter
+def device_facts(device: dict[str, Any]) -> str:
+    """What a host told of a device (`protocol.devices.Device`), in a line; what it did not tell is left out."""
+    told = [size(device["memory"])] if device["memory"] is not None else []
+    told += [f"compute {device['capability']}"] if device["capability"] else []
+    told += [f"driver {device['driver']}"] if device["driver"] else []
+    told += [f"CUDA {device['cuda']}"] if device["cuda"] else []
+    told += [f"at most {device['power_limit']:.0f} W"] if device["power_limit"] is not None else []
+    told += ["ECC"] if device["ecc"] else []
+    return " · ".join(told)
+
+
+@register.filter
+def speed_words(worker: Worker) -> str:
+    """What a worker was made to show, and what an hour of a thousand such GFLOP/s costs."""
+    if worker.speed is None:
+        trial = worker.trials.order_by("-at").first()
+        return f"not measured: {trial.problem}" if trial is not None and trial.problem else "not measured yet"
+    price = credits(round(worker.price_per_hour / worker.speed * 1000))
+    return f"{worker.speed:,.0f} GFLOP/s, shown {worker.speed_at:%d %b %Y}; {price} credits an hour for each 1,000"
 
 
 @register.filter

@@ -13,7 +13,11 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST
 
+from labapex.protocol.api import MEANING
+from labapex_server.accounts import devices
 from labapex_server.accounts import services as accounts
+from labapex_server.accounts.models import DeviceLogin
+from labapex_server.lib import clock
 from labapex_server.web.forms import SignInForm, SignUpForm, TokenForm
 from labapex_server.web.views.common import signed_in, too_often, user_of
 
@@ -57,13 +61,14 @@ def tokens(request: HttpRequest) -> HttpResponse:
     form = TokenForm(request.POST or None)
     secret = None
     if request.method == "POST" and form.is_valid():
-        secret = accounts.issue_token(user_of(request), name=form.cleaned_data["name"])
+        asked = form.cleaned_data
+        secret = accounts.issue_token(user_of(request), name=asked["name"], scopes=asked["scopes"], days=asked["days"])
         form = TokenForm()
-    listed = user_of(request).tokens.order_by("-created_at")
+    listed = user_of(request).tokens.filter(revoked_at=None).order_by("-created_at")
     return render(
         request,
         "web/tokens.html",
-        {"form": form, "tokens": listed, "secret": secret},
+        {"form": form, "tokens": listed, "secret": secret, "now": clock.now()},
         status=422 if form.errors else 200,
     )
 
@@ -74,3 +79,27 @@ def revoke(request: HttpRequest, token_id: int) -> HttpResponse:
     if accounts.revoke_token(user_of(request), token_id=token_id):
         messages.success(request, "The token is revoked: programs that use it are refused from now on.")
     return redirect("web:tokens")
+
+
+@never_cache
+@signed_in
+@require_http_methods(["GET", "POST"])
+def device(request: HttpRequest) -> HttpResponse:
+    """Confirm a program's login (RFC 8628): the code is entered, what it asks for is shown, and only a POST decides."""
+    code = (request.POST if request.method == "POST" else request.GET).get("code", "")
+    if code and too_often(request):
+        return _wait(request)
+    found = devices.waiting(code) if code else None
+    if found is None:
+        return render(request, "web/device.html", {"code": code[:20]}, status=422 if code else 200)
+    decision = request.POST.get("decision", "")
+    if decision not in ("allow", "deny"):
+        return render(request, "web/device.html", {"code": code[:20], "asked": found, "meanings": _meanings(found)})
+    if devices.decide(found, user_of(request), allow=decision == "allow"):
+        done = "The program is logged in; you can close this page." if decision == "allow" else "The login was refused."
+        messages.success(request, done)
+    return redirect("web:tokens")
+
+
+def _meanings(login: DeviceLogin) -> list[str]:
+    return [MEANING[scope] for scope in login.asked]

@@ -21,7 +21,7 @@ from labapex_server.jobs.models import Job
 from labapex_server.jobs.view import viewable
 from labapex_server.ledger import services as ledger
 from labapex_server.lib.errors import Refused
-from labapex_server.transparency import certificates
+from labapex_server.transparency import certificates, starts
 from labapex_server.web import reads, words
 from labapex_server.web.forms import SubmitForm
 from labapex_server.web.views.common import PAGE, own_job, signed_in, user_of
@@ -49,7 +49,7 @@ def new(request: HttpRequest) -> HttpResponse:
     form = SubmitForm(request.POST, request.FILES) if request.method == "POST" else SubmitForm()
     if request.method == "POST" and form.is_valid():
         try:
-            job = jobs.submit(
+            job = starts.submit(
                 user_of(request),
                 request=form.upload(user_of(request)),
                 idempotency_key=f"web:{form.cleaned_data['key']}",
@@ -137,6 +137,7 @@ def verdict(request: HttpRequest, job_id: UUID) -> HttpResponse:
         "signed": signed,
         "verdict": signed.verdict,
         "money": ledger.outcome(job.hold),
+        "shares": reads.shares(signed.verdict),
         "record": record,
         "certified": certificates.statement(record) if record else None,
     }

@@ -27,10 +27,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 @never_cache
 @require_GET
 def overview(request: HttpRequest) -> HttpResponse:
-    """The log's head, and its certificates, the newest first; those of one model where its digest is asked for."""
+    """The log's head, and its certificates, the newest first; those of one model, or one alone, where a digest is asked for."""
     asked = request.GET.get("model", "").strip().lower()
     wrong = bool(asked) and not _DIGEST.fullmatch(asked)
-    found = certificates.search() if not asked else certificates.search("-" if wrong else asked)
+    found = certificates.look_up("-" if wrong else asked) if asked else certificates.search()
     page = Paginator(found, PAGE).get_page(request.GET.get("page"))
     note = log.head().checkpoint
     public = certificates.public_keys()

@@ -11,7 +11,8 @@ from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
-from labapex_server.lib import clock
+from labapex.trust import fingerprint
+from labapex_server.lib import clock, trust
 from labapex_server.marketplace.models import LIVE
 from labapex_server.web import reads
 from labapex_server.web.views.common import signed_in, user_of
@@ -38,8 +39,10 @@ def _fleet(request: HttpRequest) -> dict[str, Any]:
             health = ("", "never connected")
         elif worker.last_seen_at < silent_since:
             health = ("warn", "silent")
+        elif worker.busy:
+            health = ("active", "training")
         else:
-            health = ("active", "training") if worker.busy else ("good", "ready")
+            health = ("", "paused") if worker.paused else ("good", "ready")
         fleet.append({"worker": worker, "health": health, "earned": earned.get(worker.pk, 0)})
     return {"fleet": fleet, "total": sum(earned.values())}
 
@@ -57,5 +60,10 @@ def listing(request: HttpRequest) -> HttpResponse:
 def code(request: HttpRequest) -> HttpResponse:
     """A new enrolment code with the commands that use it, shown in this one answer."""
     secret, expires = workers.new_code(user_of(request))
-    context = {"code": secret, "expires": expires, "platform": settings.LABAPEX.public_url.rstrip("/")}
+    context = {
+        "code": secret,
+        "expires": expires,
+        "platform": settings.LABAPEX.public_url.rstrip("/"),
+        "root": fingerprint(trust.root()),
+    }
     return render(request, "web/workers.html", _fleet(request) | context)

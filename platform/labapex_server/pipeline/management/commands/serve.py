@@ -6,6 +6,8 @@ import os
 import secrets
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -13,14 +15,16 @@ from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from labapex.errors import UsageError
+from labapex.errors import LabApexError, UsageError
 from labapex.protocol.frames import MAX_MESSAGE
+from labapex.trust import fingerprint
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import User
 from labapex_server.ledger import services as ledger
-from labapex_server.lib import keys
+from labapex_server.lib import keys, trust
 from labapex_server.lib.config import ROOT
 from labapex_server.lib.files import secret_file
+from labapex_server.marketplace import executables, releases
 from labapex_server.marketplace import services as marketplace
 from labapex_server.verification import services as verification
 
@@ -38,14 +42,16 @@ class Command(BaseCommand):
         if "public_url" not in settings.LABAPEX.model_fields_set:
             settings.LABAPEX = settings.LABAPEX.model_copy(update={"public_url": f"http://127.0.0.1:{port}"})
         call_command("migrate", verbosity=0, interactive=False)
-        keys.manifest_key(), keys.verdict_key(), keys.wrap(b"", "first use")
+        keys.verdict_key(), keys.wrap(b"", "first use"), trust.chain()
         login = _first_login()
         _build_runner()
         marketplace.forgive_silence()
         verification.forgive_silence()
         embedded = settings.LABAPEX.embedded() and not options["no_pipeline"]
         pipeline = _pipeline() if embedded else None
-        self.stdout.write(f"Lab Apex at {settings.LABAPEX.public_url}")
+        for concern in (*trust.concerns(time.time()), *_unreleased()):
+            self.stderr.write(self.style.WARNING(f"WARNING: {concern}"))
+        self.stdout.write(f"Lab Apex at {settings.LABAPEX.public_url}; root key {fingerprint(trust.root())}")
         if login:
             self.stdout.write(f"sign in as {login[0]} with the password {login[1]} (kept in {_login_file()})")
         if not pipeline:
@@ -101,6 +107,16 @@ def _build_runner() -> None:
     )
     if built.returncode:
         raise CommandError("the runner could not be built; what is missing stands above")
+
+
+def _unreleased() -> Iterator[str]:
+    """Why workers would refuse the runner that is here."""
+    if settings.LABAPEX.runner_command:
+        return
+    try:
+        releases.of_runner(executables.runner())
+    except LabApexError as error:
+        yield str(error)
 
 
 def _pipeline() -> Any:

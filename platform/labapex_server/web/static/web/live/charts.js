@@ -159,7 +159,7 @@ function alone(values) {
   return found;
 }
 
-// -- what is drawn over the loss: the epochs' ends, and a cross where the loss was no number ---------------------------
+// -- what is drawn over the loss: the epochs' ends, where another host went on, a cross where the loss was no number -----
 
 function epochs(plot, colour, run) {
   if (!run.perEpoch || !run.job) return;
@@ -186,6 +186,25 @@ function epochs(plot, colour, run) {
   ctx.restore();
 }
 
+function handovers(plot, colour, run) {
+  const { ctx, bbox } = plot, scale = devicePixelRatio;
+  ctx.save();
+  ctx.strokeStyle = ctx.fillStyle = colour("muted");
+  ctx.lineWidth = scale;
+  ctx.font = `${11 * scale}px ${getComputedStyle(document.body).fontFamily}`;
+  ctx.textAlign = "left";
+  for (const { iteration, before, after } of run.handovers) {
+    const x = Math.round(plot.valToPos(iteration, "x", true));
+    if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+    ctx.fillText(`${before} → ${after}`, x + 4 * scale, bbox.top + bbox.height - 6 * scale);
+  }
+  ctx.restore();
+}
+
 function crosses(plot, colour, run) {
   if (!run.missing.length) return;
   const { ctx, bbox } = plot, scale = devicePixelRatio, y = bbox.top + bbox.height - 9 * scale, arm = 4 * scale;
@@ -203,6 +222,21 @@ function crosses(plot, colour, run) {
   }
   ctx.stroke();
   ctx.restore();
+}
+
+// What a GPU tells besides: a few words of the readout, and nothing where it tells nothing.
+const HELD_DOWN = {
+  "application-clocks": "set clocks", "power-cap": "power limit", "hardware-slowdown": "hardware slowdown", "sync-boost": "other GPUs",
+  thermal: "heat", "hardware-thermal": "heat", "power-brake": "power supply", "display-clocks": "a display", "board-limit": "board limit",
+  reliability: "voltage limit", other: "something",
+};
+function told(sample) {
+  const parts = [];
+  if (sample.power !== null && sample.power !== undefined) parts.push(part("", `${Math.round(sample.power)} W`));
+  if (sample.temperature !== null && sample.temperature !== undefined) parts.push(part("", `${sample.temperature} °C`));
+  const held = [...new Set((sample.throttled ?? []).map((word) => HELD_DOWN[word]).filter(Boolean))];
+  if (held.length) parts.push(part("held down by", held.join(", "), "held-down"));
+  return parts;
 }
 
 // -- the three together ------------------------------------------------------------------------------------------------
@@ -223,7 +257,7 @@ export class Charts {
     const smoothed = () => run.smoothing > 0;
     this.loss = new Chart(boxes.loss, {
       label: ([x, y]) => x.length
-        ? `Training loss against iterations: ${count(x.length)} points, last ${figure(y[y.length - 1])}. Arrow keys move the cursor, plus and minus zoom, 0 shows all.`
+        ? `Training loss against iterations: ${count(x.length)} points, last ${figure(y[y.length - 1])}.${this.told()} Arrow keys move the cursor, plus and minus zoom, 0 shows all.`
         : "Training loss against iterations: no points yet.",
       series: [
         { colour: () => (smoothed() ? "loss-raw" : "loss"), width: 1.25 },
@@ -231,7 +265,7 @@ export class Charts {
       ],
       x: { axis: { incrs: [1, 2, 5].flatMap((m) => Array.from({ length: 9 }, (_, p) => m * 10 ** p)).sort((a, b) => a - b), values: (_, splits) => splits.map(count), space: 70 } },
       y: { format: (v) => (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(0) : String(Number(v.toPrecision(6)))) },
-      draw: (plot, paint) => { epochs(plot, paint, run); crosses(plot, paint, run); },
+      draw: (plot, paint) => { epochs(plot, paint, run); handovers(plot, paint, run); crosses(plot, paint, run); },
       readout: (idx) => this.#lossReadout(readouts.loss, idx),
     });
     this.utilisation = new Chart(boxes.utilisation, {
@@ -239,7 +273,7 @@ export class Charts {
       series: [{ colour: () => "util", fill: "util-fill" }],
       x: seconds,
       y: { range: [0, 100], format: (v) => `${v} %`, axis: { incrs: [25, 50], space: 24 } },
-      readout: (idx) => this.#sampleReadout(readouts.utilisation, idx, (sample) => [part("", `${figure(Math.round(sample.utilisation * 10) / 10)} %`)]),
+      readout: (idx) => this.#sampleReadout(readouts.utilisation, idx, (sample) => [part("", `${figure(Math.round(sample.utilisation * 10) / 10)} %`), ...told(sample)]),
     });
     this.memory = new Chart(boxes.memory, {
       label: ([x, y]) => x.length ? `${this.device()} memory against time: last ${bytes(y[y.length - 1] ?? 0)}.` : "Memory against time: no samples yet.",
@@ -250,6 +284,9 @@ export class Charts {
     });
     this.#link();
   }
+
+  // Where another host went on, in words.
+  told() { return this.run.handovers.map(({ iteration, after }) => ` ${after} went on at ${count(iteration)}.`).join(""); }
 
   device() { return this.run.source === "nvml" ? "GPU" : "CPU"; }
 
@@ -304,7 +341,9 @@ export class Charts {
     const time = idx === null ? null : this.utilisation?.data[0][idx] ?? null;
     const sample = time === null ? run.samples[run.samples.length - 1] : run.samples.find((s) => s.at - run.start === time);
     if (!sample) { box.replaceChildren(...(time === null ? [] : [part("", "no sample here")])); return; }
-    const at = new Date(sample.at * 1000).toLocaleTimeString();
-    box.replaceChildren(...figures(sample), part(idx === null ? "latest, after" : "after", clock(sample.at - run.start)), part("at", at));
+    const parts = [...figures(sample), part(idx === null ? "latest, after" : "after", clock(sample.at - run.start))];
+    // One line, whatever there is to tell: a second one would move the chart.
+    if (!parts.some((node) => node.className === "held-down")) parts.push(part("at", new Date(sample.at * 1000).toLocaleTimeString()));
+    box.replaceChildren(...parts);
   }
 }

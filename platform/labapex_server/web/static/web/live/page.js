@@ -14,7 +14,7 @@ const run = new Run();
 const log = new Console($("console"), $("jump"));
 const charts = new Charts(run, { loss: $("loss"), utilisation: $("utilisation"), memory: $("memory") },
   { loss: $("loss-readout"), utilisation: $("utilisation-readout"), memory: $("memory-readout") });
-let drawn = { generation: run.generation, losses: -1, samples: -1, state: null, rules: "" };
+let drawn = { generation: run.generation, losses: -1, samples: -1, handovers: 0, state: null, rules: "" };
 let scheduled = false;
 
 // -- drawing -----------------------------------------------------------------------------------------------------------
@@ -27,7 +27,11 @@ function draw() {
     charts.restart();
     log.clear();
     if (drawn.state !== null) log.note("— the job went to another worker and begins again —");
-    drawn = { ...drawn, generation: run.generation, losses: -1, samples: -1, rules: "" };
+    drawn = { ...drawn, generation: run.generation, losses: -1, samples: -1, handovers: 0, rules: "" };
+  }
+  if (drawn.handovers !== run.handovers.length) {
+    for (const { iteration, after } of run.handovers.slice(drawn.handovers)) log.note(`— ${after} goes on from iteration ${count(iteration)} —`);
+    drawn = { ...drawn, handovers: run.handovers.length, losses: -1 };
   }
   if (drawn.losses !== run.losses.length) { drawn.losses = run.losses.length; charts.drawLoss(); }
   if (drawn.samples !== run.samples.length) { drawn.samples = run.samples.length; charts.drawSamples(); }

@@ -22,15 +22,26 @@ export class Run {
     this.console = []; // what arrived since the view last took it
     this.clock = []; // [iteration, Unix time], ascending
     this.rules = [];
+    this.handovers = []; // where another host went on: {iteration, before, after}
     this.generation += 1;
+  }
+
+  // Another host goes on behind the first `kept` iterations: what the lost one had logged beyond them counts no more.
+  rewind(kept) {
+    for (const column of [this.iterations, this.losses]) column.splice(kept);
+    this.missing = this.missing.filter((iteration) => iteration < kept);
+    this.clock = this.clock.filter(([iteration]) => iteration < kept);
+    this.setSmoothing(this.smoothing);
   }
 
   // Fold one message in. Returns false where points before it are missing: the feed must begin again.
   apply(events) {
-    if (events.restarted) this.forget();
+    if (events.restarted && events.kept) this.rewind(events.kept);
+    else if (events.restarted) this.forget();
     if (events.first > this.losses.length && events.losses.length) return false;
     this.cursor = events.cursor;
     this.job = events.job;
+    this.handovers = events.handovers;
     const known = this.losses.length - events.first; // sent twice after a reconnect: the same values again
     for (let i = Math.max(0, known); i < events.losses.length; i++) this.#push(events.first + i, events.losses[i]);
     const last = this.samples.length ? this.samples[this.samples.length - 1].at : -Infinity;

@@ -1,0 +1,53 @@
+"""What an error of the REST API is: an RFC 9457 document whose code is one of this table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from labapex.protocol.api import Problem
+
+MEANING = {
+    "invalid": "The request does not follow the description; `errors` names the fields that are wrong.",
+    "not-logged-in": "No token, or one that is unknown, expired or revoked. The detail says which.",
+    "missing-scope": "The token is good, and may not do this. Make one with the scope that the detail names.",
+    "forbidden": "This is not allowed.",
+    "not-found": "There is no such thing, or it is not yours: the answer is the same.",
+    "not-finished": "There will be such a thing; the job has not come to it yet.",
+    "method-not-allowed": "This address does not know the method.",
+    "not-acceptable": "The API answers in JSON.",
+    "not-enough-credit": "The balance or the budget does not cover the job.",
+    "conflict": "The request does not fit the present state.",
+    "other-class": "The work of such a host could not be judged here.",
+    "unknown-build": "The host's torch is none of the builds that this platform has on record.",
+    "length-required": "Send Content-Length, and no chunked encoding.",
+    "too-large": "The body is longer than is accepted here.",
+    "too-slow": "The body stopped coming.",
+    "offset-mismatch": "The upload goes on from another place; Upload-Offset of the answer says from which.",
+    "digest-mismatch": "The bytes are not those that were announced.",
+    "idempotency-key-reused": "This idempotency key came with another request before.",
+    "throttled": "Too many requests; Retry-After says in how many seconds to come again.",
+    "authorization-pending": "Device login: nobody has allowed it yet. Ask again after the interval.",
+    "slow-down": "Device login: asked too soon. The interval is five seconds longer from now on.",
+    "access-denied": "Device login: it was refused in the portal.",
+    "expired-token": "Device login: the code is unknown, used or too old. Begin again.",
+    "unavailable": "The platform could not do this; try again later.",
+    "internal": "Something went wrong on the platform; it is on record there.",
+}
+"""What each code means. `type` of a problem leads to its line on the page that shows this."""
+
+PAGE = "/api/"
+
+
+def document(
+    status: int, code: str, detail: str, *, instance: str | None = None, errors: Mapping[str, str] | None = None
+) -> Problem:
+    """`instance` is the path that was asked for; `errors` says by field of the body what is wrong."""
+    return Problem(
+        type=f"{PAGE}#{code}",
+        title=code.replace("-", " "),
+        status=status,
+        detail=detail,
+        instance=instance[:200] if instance else None,
+        code=code,
+        errors=dict(errors) if errors else None,
+    )

@@ -1,0 +1,82 @@
+"""What a worker's judged jobs brought its owner, read from the ledger itself, so that no list can say anything else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+from django.db.models import F, Sum
+
+from labapex.protocol.api import Earning, Earnings
+from labapex.protocol.states import LeaseState
+from labapex_server.accounts.models import User
+from labapex_server.ledger import services as ledger
+from labapex_server.ledger.models import POSTED, Transfer
+from labapex_server.marketplace import services as marketplace
+from labapex_server.verification.models import VerdictRecord
+from labapex_server.workers.models import Worker
+
+PAGE = 200
+
+
+def of(worker: Worker, *, skip: int) -> Earnings:
+    """The settled jobs of a worker, oldest first, at most `PAGE` from the one after `skip`. The list only ever grows.
+
+    Of a run that several hosts made: what this one was paid, for the epochs that ended on it."""
+    settled = VerdictRecord.objects.filter(
+        job__leases__worker=worker, job__leases__state=LeaseState.SETTLED.value, lease__state=LeaseState.SETTLED.value
+    ).distinct()
+    rows = settled.select_related("lease", "job").order_by("lease__ended_at", "pk")[skip : skip + PAGE]
+    paid = paid_to(rows, worker.owner)
+    found = []
+    for row in rows:
+        ended = row.lease.ended_at
+        assert ended is not None  # set together with the state
+        found.append(
+            Earning(
+                job=row.job_id,
+                name=row.job.name,
+                verdict=row.document["verdict"],
+                verified_epochs=_epochs(row, worker),
+                paid=paid.get((row.job_id, worker.pk), 0),
+                settled_at=ended.timestamp(),
+            )
+        )
+    return Earnings(results=tuple(found), total=settled.count())
+
+
+def paid_to(judged: Iterable[VerdictRecord], owner: User) -> dict[tuple[UUID, UUID], int]:
+    """Micro-credits that jobs paid to an owner for the work of a worker, by job and worker."""
+    rows = list(judged)
+    alone = {row.job_id: row.lease.worker_id for row in rows if not _shares(row)}
+    found = {(job, alone[job]): amount for job, amount in paid_for(alone, owner).items()}
+    for row in rows:
+        for share in _shares(row):
+            if share.lease.worker.owner_id == owner.pk:
+                key = row.job_id, share.lease.worker_id
+                found[key] = found.get(key, 0) + share.amount
+    return found
+
+
+def _shares(row: VerdictRecord) -> list[marketplace.Share]:
+    """Of a verified run that several hosts made; what is due to each is what was paid."""
+    several = row.document["verdict"] == "verified" and row.lease.contract.get("handovers")
+    return marketplace.shares(row.lease) if several else []
+
+
+def _epochs(row: VerdictRecord, worker: Worker) -> int:
+    """Verified epochs that ended on a worker."""
+    shares = _shares(row)
+    own = sum(share.epochs for share in shares if share.lease.worker_id == worker.pk)
+    return own if shares else int(row.document["verified_epochs"])
+
+
+def paid_for(jobs: Iterable[UUID], owner: User) -> dict[UUID, int]:
+    """Micro-credits that each of these jobs paid to a worker's owner; the rest of his own budget is no pay."""
+    rows = (
+        Transfer.objects.filter(credit__user=owner, status=POSTED, hold__isnull=False, job__in=list(jobs))
+        .exclude(hold__debit=F("credit"), memo=ledger.REST)
+        .values_list("job")
+        .annotate(total=Sum("amount"))
+    )
+    return {job: total for job, total in rows if job is not None}

@@ -1,0 +1,87 @@
+"""One run of the sandboxed child over states that are here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from django.conf import settings
+
+from labapex.errors import MalformedInput
+from labapex.protocol.records import Leaf
+from labapex.protocol.replay import EpochSample, ReplayReport, ReplayRequest
+from labapex_server.jobs import packages
+from labapex_server.lib import childprocess
+from labapex_server.marketplace.executables import runner_of
+from labapex_server.marketplace.models import Lease
+from labapex_server.verification import judgement
+from labapex_server.verification.preflight import fill
+
+
+def run(
+    lease: Lease,
+    leaves: Sequence[Leaf],
+    states: Mapping[int, Path],
+    segments: Collection[int],
+    *,
+    compare: Iterable[int],
+    evaluations: Iterable[object] = (),
+    keep: bool = False,
+    beat: Callable[[], None],
+) -> tuple[ReplayReport, str | None]:
+    """Replay segments of a lease's run from `states`, by leaf; `compare`: those whose end state is among them.
+
+    `keep`, for a whole run's first replay: what it made of the final state, by its digest, and what it foretells of all."""
+    contract = lease.terms
+    with childprocess.private_folder("replay") as folder, packages.environment(lease.job) as environment:
+        fill(lease.job, folder / "work", beat)
+        (folder / "states").mkdir(mode=0o700)
+        for index, path in states.items():
+            shutil.copyfile(path, folder / "states" / f"{index}.safetensors")
+            beat()
+        request = ReplayRequest(
+            contract=contract,
+            segments=tuple(segments),
+            compare=tuple(compare),
+            evaluations=tuple(EpochSample.model_validate(each) for each in evaluations),
+            digests={index: leaves[index].state for index in sorted(states)},
+            foretell=settings.LABAPEX.replay_seconds / 5 if keep else 0,
+        )
+        report = childprocess.run(
+            "replay",
+            folder,
+            request=request,
+            report=ReplayReport,
+            threads=contract.threads,
+            seconds=settings.LABAPEX.replay_seconds,
+            beat=beat,
+            runner=runner_of(lease),
+            packages=environment,
+        )
+        weights = _keep_weights(lease, folder / "weights.safetensors") if keep and not report.problem else None
+        return report, weights
+
+
+def _keep_weights(lease: Lease, made: Path) -> str | None:
+    """Keep the result that the replay extracted from the final state; its SHA-256, or None where it made none."""
+    try:
+        source = childprocess.open_hostile(made, limit=settings.LABAPEX.result_limit_bytes)
+    except MalformedInput:
+        return None  # the verdict has no weights then, and `pull` says so
+    settings.LABAPEX.private_folder("leases", str(lease.pk))
+    final = judgement.weights_path(lease, settings.LABAPEX.home)
+    temporary = final.with_name(f".weights.{secrets.token_hex(8)}")
+    digest = hashlib.sha256()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with source, os.fdopen(descriptor, "wb") as target:
+        while chunk := source.read(1 << 20):
+            digest.update(chunk)
+            target.write(chunk)
+        target.flush()
+        os.fsync(target.fileno())
+    temporary.rename(final)
+    return digest.hexdigest()

@@ -1,0 +1,67 @@
+"""Verdicts on record: signed once, and what a verified job's owner gets by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+
+from labapex.protocol.states import JobState
+from labapex.protocol.verdict import SignedVerdict, Verdict
+from labapex.sealing import sign
+from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Job
+from labapex_server.lib import clock, keys
+from labapex_server.lib.errors import Missing, NotFinishedYet, Refused
+from labapex_server.marketplace.models import Lease
+from labapex_server.verification import judgement
+from labapex_server.verification.models import VerdictRecord
+
+
+@transaction.atomic
+def issue(lease: Lease, verdict: Verdict) -> bool:
+    """Sign a verdict and put it on record, and let money move. False: one was given before, which stands."""
+    job = Job.objects.get(pk=lease.job_id)
+    if VerdictRecord.objects.filter(lease=lease).exists() or JobState(job.state) not in (
+        JobState.CHALLENGED,
+        JobState.VERIFYING,
+    ):
+        return False
+    if not jobs.advance(job, JobState.SETTLING, reason=f"{verdict.verdict}: {verdict.reason}"):
+        return False
+    VerdictRecord.objects.create(
+        lease=lease,
+        job=job,
+        document=verdict.model_dump(mode="json"),
+        key_id=keys.key_id(keys.verdict_public_key()),
+        signature=sign(keys.verdict_key(), verdict),
+        issued_at=clock.now(),
+    )
+    return True
+
+
+def signed(job: Job) -> SignedVerdict:
+    """The job's verdict. Raises `NotFinishedYet`."""
+    record = VerdictRecord.objects.filter(job=job).order_by("-issued_at").first()
+    if record is None:
+        raise NotFinishedYet(
+            f"the job is {job.state} and has no verdict" + ("" if JobState(job.state).ended else " yet")
+        )
+    return SignedVerdict(
+        verdict=Verdict.model_validate(record.document), key_id=record.key_id, signature=bytes(record.signature)
+    )
+
+
+def weights(job: Job) -> tuple[Path, str]:
+    """The result of a verified job and its SHA-256. Raises `NotFinishedYet` or `Refused`."""
+    verdict = signed(job).verdict
+    if verdict.verdict != "verified":
+        raise Refused("the job was rejected: nothing was paid, and there is no result")
+    if JobState(job.state) is not JobState.VERIFIED:
+        raise NotFinishedYet("the job is being settled; ask again in a moment")
+    lease = Lease.objects.get(pk=verdict.lease)
+    path = judgement.weights_path(lease, settings.LABAPEX.home)
+    if verdict.weights is None or not path.exists():
+        raise Missing("the script kept no weights that could be extracted from its final state")
+    return path, verdict.weights

@@ -1,0 +1,302 @@
+"""Who gets what: every address, page and socket of the platform, asked by everybody. An address without a row here fails.
+
+The cast: the job's owner, another researcher, the owner of the worker that trained it, the operator (whose rights are the
+shell's, and not the web's), and nobody. What is another's does not exist: 404, in the same words as for what never was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from asgiref.testing import ApplicationCommunicator
+from django.conf import settings as django_settings
+from django.core.cache import cache
+from django.test import Client
+from django.urls import get_resolver
+from tests.browser.stage import Story
+from tests.labapex_server.gateway.fixtures import threads
+
+from labapex.protocol.states import JobState
+from labapex_server import asgi
+from labapex_server.accounts import services as accounts
+from labapex_server.accounts.models import User
+from labapex_server.jobs.models import Job
+from labapex_server.telemetry.offload import offload
+
+__all__ = ["threads"]
+
+SECRET = "a-name-that-only-its-owner-knows"
+CAST = ("owner", "other", "worker_owner", "operator", "anonymous")
+
+
+@dataclass(frozen=True)
+class Public:
+    """Everybody gets the same status."""
+
+    status: int = 200
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page about whoever looks: nobody is sent to sign in."""
+
+    status: int = 200
+
+
+@dataclass(frozen=True)
+class OwnPage:
+    """A page about a thing: to others it does not exist."""
+
+    status: int = 200
+
+
+@dataclass(frozen=True)
+class Program:
+    """A call about whoever calls: nobody is told to send a token."""
+
+    status: int = 200
+
+
+@dataclass(frozen=True)
+class OwnThing:
+    """A call about a thing: to others it does not exist. `code`: of the owner's own problem, where it is one."""
+
+    status: int = 200
+    code: str = ""
+
+
+Row = Public | Page | OwnPage | Program | OwnThing
+
+MATRIX: dict[tuple[str, str], Row] = {
+    ("GET", "healthz"): Public(),
+    ("GET", "api/"): Public(),
+    ("GET", "api/schema"): Public(),
+    ("POST", "api/v1/login/"): Public(400),
+    ("POST", "api/v1/login/device/"): Public(201),
+    ("POST", "api/v1/login/device/token/"): Public(400),
+    ("GET", "api/v1/me/"): Program(),
+    ("GET", "api/v1/tokens/"): Program(),
+    ("DELETE", "api/v1/tokens/current/"): Program(204),
+    ("DELETE", "api/v1/tokens/<int:token>/"): OwnThing(204),
+    ("HEAD", "api/v1/^blobs/(?P<digest>[0-9a-f]{64})/$"): Program(404),  # of files of others: test_uploads.py
+    ("GET", "api/v1/jobs/"): Program(),
+    ("POST", "api/v1/jobs/"): Program(400),
+    ("GET", "api/v1/jobs/<uuid:job>/"): OwnThing(),
+    ("GET", "api/v1/jobs/<uuid:job>/events/"): OwnThing(),
+    ("POST", "api/v1/jobs/<uuid:job>/stop/"): OwnThing(),
+    ("GET", "api/v1/jobs/<uuid:job>/verdict/"): OwnThing(404, "not-finished"),
+    ("GET", "api/v1/jobs/<uuid:job>/receipt/"): OwnThing(404, "not-finished"),
+    ("GET", "api/v1/jobs/<uuid:job>/weights/"): OwnThing(404, "not-finished"),
+    ("GET", "api/v1/jobs/<uuid:job>/proof/"): OwnThing(404, "not-finished"),
+    ("GET", "api/v1/jobs/<uuid:job>/certificate/"): OwnThing(404, "not-finished"),
+    ("GET", "api/v1/keys/"): Public(),
+    ("GET", "api/v1/keys/verdict/"): Public(),
+    ("GET", "api/v1/transparency/head"): Public(),
+    ("GET", "api/v1/transparency/entries"): Public(),
+    ("GET", "api/v1/transparency/inclusion"): Public(400),
+    ("GET", "api/v1/transparency/consistency"): Public(400),
+    ("POST", "api/v1/enrolments/"): Program(201),
+    ("POST", "gateway/enrol/"): Public(400),  # the code is the credential
+    ("POST", "gateway/earnings/"): Public(400),  # a worker's signature is the credential
+    ("GET", "gateway/trust/"): Public(),
+    ("GET", "gateway/releases/agent"): Public(404),  # none is released
+    ("GET", "gateway/releases/agent/<str:digest>"): Public(404),
+    ("GET", ""): Public(302),
+    ("GET", "login/"): Public(),
+    ("POST", "logout/"): Public(302),
+    ("GET", "signup/"): Public(),
+    ("GET", "tokens/"): Page(),
+    ("POST", "tokens/"): Page(),  # an empty form makes nothing
+    ("POST", "tokens/<int:token_id>/revoke/"): Page(302),  # whether it was theirs is not told
+    ("GET", "device/"): Page(),
+    ("POST", "device/"): Page(),
+    ("GET", "jobs/"): Page(),
+    ("GET", "jobs/new/"): Page(),
+    ("POST", "jobs/new/"): Page(422),
+    ("GET", "jobs/<uuid:job_id>/"): OwnPage(),
+    ("GET", "jobs/<uuid:job_id>/timeline/"): OwnPage(),
+    ("GET", "jobs/<uuid:job_id>/clock/"): OwnPage(),
+    ("POST", "jobs/<uuid:job_id>/stop/"): OwnPage(302),
+    ("GET", "jobs/<uuid:job_id>/verdict/"): OwnPage(404),
+    ("GET", "jobs/<uuid:job_id>/verdict.json"): OwnPage(404),
+    ("GET", "jobs/<uuid:job_id>/certificate.json"): OwnPage(404),
+    ("GET", "transparency/"): Public(),
+    ("POST", "transparency/name/"): Page(302),
+    ("GET", "^transparency/claims/(?P<model>[0-9a-f]{64})/$"): Public(404),
+    ("GET", "workers/"): Page(),
+    ("POST", "workers/code/"): Page(),
+    ("GET", "billing/"): Page(),
+}
+SIGN_IN = {"GET login/", "GET signup/"}  # whoever is signed in is sent on
+
+
+def routes(resolver: Any = None, prefix: str = "") -> Iterator[str]:
+    """Every pattern of the URLconf."""
+    for pattern in (resolver or get_resolver()).url_patterns:
+        at = prefix + str(pattern.pattern)
+        if hasattr(pattern, "url_patterns"):
+            yield from routes(pattern, at)
+        else:
+            yield at
+
+
+def test_every_address_has_a_row_and_every_row_an_address() -> None:
+    assert set(routes()) == {route for _, route in MATRIX}
+
+
+def test_every_door_beside_the_urlconf_is_known() -> None:
+    """Their tests: api/test_uploads.py, gateway/test_files.py, gateway/test_connection.py, and the sockets below."""
+    streamed = {(pattern.pattern, method) for pattern, method, _ in asgi._STREAMED}
+    assert streamed == {(r"/gateway/leases/.*", None), (r"/api/v1/blobs/[^/]+/", "PUT")}
+    sockets = {str(route.pattern) for route in asgi.application.application_mapping["websocket"].routes}
+    assert sockets == {"gateway/worker/", "live/jobs/<uuid:job>/"}
+
+
+@pytest.fixture
+def cast(
+    researcher: User, other_researcher: User, host: User, operator: User, settings: Any
+) -> Iterator[dict[str, User | None]]:
+    cache.clear()
+    rates = {"login": "10000/min"}
+    from rest_framework.throttling import ScopedRateThrottle, SimpleRateThrottle
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SimpleRateThrottle, "THROTTLE_RATES", rates)
+        patch.setattr(ScopedRateThrottle, "THROTTLE_RATES", rates)
+        yield {
+            "owner": researcher,
+            "other": other_researcher,
+            "worker_owner": host,
+            "operator": operator,
+            "anonymous": None,
+        }
+    cache.clear()
+
+
+@pytest.fixture
+def job(researcher: User, host: User) -> Job:
+    """A job that trains on the worker's owner's machine."""
+    story = (
+        Story(owner=researcher, host=host, began=1_790_000_000, epochs=2, name=SECRET).submitted().queued().running()
+    )
+    story.frame()
+    return Job.objects.get(pk=story.job.pk)
+
+
+def ask(method: str, route: str, user: User | None, job: Job, token: int) -> Any:
+    """By cookie on pages, by token in the API, as each door wants it."""
+    address = "/" + route.replace("<uuid:job>", str(job.pk)).replace("<uuid:job_id>", str(job.pk))
+    address = address.replace("<int:token>", str(token)).replace("<int:token_id>", str(token))
+    address = address.replace("^blobs/(?P<digest>[0-9a-f]{64})/$", f"blobs/{'ab' * 32}/")
+    address = address.replace("^transparency/claims/(?P<model>[0-9a-f]{64})/$", f"transparency/claims/{'cd' * 32}/")
+    client, headers = Client(), {}
+    if user is not None and address.startswith("/api/"):
+        headers["Authorization"] = f"Bearer {accounts.issue_token(user, name='cast')}"
+    elif user is not None:
+        client.force_login(user)
+    body = "{}" if address.startswith(("/api/", "/gateway/")) else {}
+    kind = {"content_type": "application/json"} if isinstance(body, str) else {}
+    return getattr(client, method.lower())(address, *([body] if method == "POST" else []), headers=headers, **kind)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("method", "route"), list(MATRIX), ids=[f"{method} {route}" for method, route in MATRIX])
+def test_each_of_the_cast_gets_what_is_theirs(cast: dict[str, User | None], job: Job, method: str, route: str) -> None:
+    row = MATRIX[method, route]
+    for who in reversed(CAST):  # the owner last: theirs may end the job
+        user = cast[who]
+        owned = accounts.new_token(cast["owner"], name="victim", scopes=["jobs:read"], days=1)[1]  # type: ignore[arg-type, list-item]
+        reply = ask(method, route, user, job, owned.pk)
+        text = b"" if getattr(reply, "streaming", False) else reply.content
+        expected = status_of(row, who)
+        if f"{method} {route}" in SIGN_IN and user is not None:
+            expected = 302
+        assert reply.status_code == expected, (who, text[:300])
+        if who != "owner":
+            assert SECRET.encode() not in text, who
+            assert str(job.pk).encode() not in text or f"/{job.pk}/".encode() in text, who
+            owned.refresh_from_db()
+            assert owned.revoked_at is None
+            assert Job.objects.get(pk=job.pk).state == JobState.RUNNING
+        if isinstance(row, OwnThing):
+            check_problem(reply, row, who)
+
+
+def status_of(row: Row, who: str) -> int:
+    if who == "anonymous" and isinstance(row, Page | OwnPage):
+        return 302
+    if who == "anonymous" and isinstance(row, Program | OwnThing):
+        return 401
+    if who != "owner" and isinstance(row, OwnPage | OwnThing):
+        return 404
+    return row.status
+
+
+def check_problem(reply: Any, row: OwnThing, who: str) -> None:
+    if who == "owner":
+        assert not row.code or reply.json()["code"] == row.code
+    else:
+        assert reply.json()["code"] == ("not-logged-in" if who == "anonymous" else "not-found")
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("route", sorted(route for _, route in MATRIX if "uuid" in route))
+def test_anothers_thing_and_no_thing_are_told_in_the_same_words(
+    cast: dict[str, User | None], job: Job, route: str
+) -> None:
+    method = next(method for method, each in MATRIX if each == route)
+    theirs = ask(method, route, cast["other"], job, 1)
+    nobodys = ask(method, route, cast["other"], Job(pk=uuid4()), 1)
+    assert theirs.status_code == nobodys.status_code == 404
+    if route.startswith("api/"):
+        told = [{**reply.json(), "instance": ""} for reply in (theirs, nobodys)]
+        assert told[0] == told[1]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("route", [route for (method, route), row in MATRIX.items() if isinstance(row, Page | OwnPage)])
+def test_a_pages_cookie_is_not_the_apis_and_a_token_is_not_a_pages(
+    cast: dict[str, User | None], job: Job, route: str
+) -> None:
+    secret = accounts.issue_token(cast["owner"], name="x")  # type: ignore[arg-type]
+    address = "/" + route.replace("<uuid:job_id>", str(job.pk)).replace("<int:token_id>", "1")
+    reply = Client().get(address, headers={"Authorization": f"Bearer {secret}"})
+    assert reply.status_code in (302, 405)
+    if reply.status_code == 302:
+        assert reply["Location"].startswith("/login/")
+
+
+async def test_the_live_socket_speaks_to_the_jobs_owner_alone(
+    threads: None, cast: dict[str, User | None], job: Job
+) -> None:
+    for who in CAST:
+        cookie = await offload(session_of, cast[who])
+        scope = {
+            "type": "websocket",
+            "path": f"/live/jobs/{job.pk}/",
+            "query_string": b"cursor=",
+            "headers": [(b"host", b"localhost"), (b"origin", b"http://localhost"), (b"cookie", cookie.encode())],
+            "subprotocols": [],
+        }
+        socket = ApplicationCommunicator(asgi.application, scope)
+        await socket.send_input({"type": "websocket.connect"})
+        assert (await socket.receive_output(timeout=20))["type"] == "websocket.accept"
+        told = await socket.receive_output(timeout=20)
+        if who == "owner":
+            assert SECRET in told["text"]
+        else:
+            assert (told["type"], told["code"]) == ("websocket.close", 4404), who
+        await socket.send_input({"type": "websocket.disconnect", "code": 1000})
+        await socket.wait(timeout=20)
+
+
+def session_of(user: User | None) -> str:
+    client = Client()
+    if user is not None:
+        client.force_login(user)
+    morsel = client.cookies.get(django_settings.SESSION_COOKIE_NAME)
+    return "" if morsel is None else f"{morsel.key}={morsel.value}"
