@@ -48,7 +48,7 @@ class Inventor(Recorder):
                 engine.step += 1
             tensors = {n: self._nudged(t) if n in state.parameters else t for n, t in state.tensors.items()}
             state = State({**state.structure, "step": due}, tensors, state.parameters)
-            self._leaf(state)
+            self._leaf(state, engine.settings())
 
     def _nudged(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor + 1e-4 * torch.randn_like(tensor) if tensor.is_floating_point() else tensor

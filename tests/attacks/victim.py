@@ -3,6 +3,8 @@ the contract names the loop by its line, and because they would."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 LOADER = """
 import torch
 from torch import nn
@@ -69,6 +71,50 @@ for epoch in range(3):
         loss.backward()
         optimizer.step()
 """  # large enough for torch to share the work out among its threads
+
+CONVOLUTIONS = """
+import torch
+from torch import nn
+
+widths = [3, 16, 16, 32, 32, 64]
+layers = [nn.Sequential(nn.Conv2d(a, b, 3), nn.BatchNorm2d(b), nn.ReLU()) for a, b in zip(widths, widths[1:])]
+model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+"""
+
+LONG = """
+import random
+from collections import deque
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+x = (torch.arange(96.0) * 0.7).sin().reshape(24, 4)
+data = TensorDataset(x, (x[:, 0] > x[:, 1]).long())
+loader = DataLoader(data, batch_size=4, shuffle=True)
+model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.97)
+seen = deque(maxlen=200)
+for epoch in range(12):
+    for inputs, labels in loader:
+        seen.append(inputs[0])
+        again = torch.stack(random.choices(seen, k=4))
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), labels) + 0.1 * model(again).square().mean()
+        loss.backward()
+        optimizer.step()
+    scheduler.step()
+"""  # long enough for a few segments of many to be drawn
+
+
+@dataclass(frozen=True)
+class Job:
+    script: str
+    epochs: int
+
+
+USUAL = Job(LOADER, epochs=3)
+LONG_RUN = Job(LONG, epochs=12)
 
 
 def edited(script: str, old: str, new: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from tests.attacks import victim
 from tests.attacks.lies.telling import Job, Meddler, enter, run
 from torch import Tensor
 
@@ -25,7 +26,7 @@ def at_work(rule: str, **more: Any) -> Callable[[type[Meddler]], type[Meddler]]:
 
 def trained(engine: Engine) -> list[Tensor]:
     """The parameters in the hands of the script's optimizers: of each layer first its weight, then its bias."""
-    return [p for o in engine._alive_optimizers() for g in o.param_groups for p in g["params"]]
+    return [p for o in engine.alive_optimizers() for g in o.param_groups for p in g["params"]]
 
 
 def stolen_parameters(job: Job) -> list[Tensor]:
@@ -155,7 +156,18 @@ class better_losses_under_a_false_class(Meddler):
         super().iteration(step, 0.9 * loss if step not in self.due else loss, batches)
 
 
-@at_work("replay", false_class=True)
+@at_work("point-loss", false_class=True)
+class moved_weights_and_better_losses_under_a_false_class(better_losses_under_a_false_class):
+    """Moves the weights by a millionth before each commitment besides, so that no segment is reproduced exactly."""
+
+    def boundary(self, engine: Engine, *, at_top: bool) -> None:
+        if engine.step in self.due and engine.step:
+            for p in trained(engine):
+                p.data.mul_(1 + 1e-6)
+        super().boundary(engine, at_top=at_top)
+
+
+@at_work("point-loss", false_class=True)
 class no_training_under_a_false_class(Meddler):
     """Says that his host is of another kind, undoes every update, and logs what the untrained model gives."""
 
@@ -221,9 +233,27 @@ class a_learning_rate_of_zero_from_here_on(Exchanger):
     """Commits once to a state whose optimizer has a learning rate of zero: no later update needs to be computed."""
 
     def exchange(self, engine: Engine) -> None:
-        for optimizer in engine._alive_optimizers():
+        for optimizer in engine.alive_optimizers():
             for group in optimizer.param_groups:
                 group["lr"] = 0.0
+
+
+@at_work("replay", every=1, draws=0, false_class=True)
+class a_learning_rate_of_zero_under_a_false_class(a_learning_rate_of_zero_from_here_on):
+    """Does the same, and says that his host is of another kind, so that not every bit has to be equal."""
+
+
+@at_work("replay", every=1, draws=0, job=victim.LONG_RUN, foretold=True)
+class a_gentler_rate_for_a_while(Meddler):
+    """Lowers the learning rate for three iterations in mid-run, says so in the leaves, and takes it back."""
+
+    def boundary(self, engine: Engine, *, at_top: bool) -> None:
+        if at_top and engine.step in (43, 46):
+            (group,) = engine.alive_optimizers()[0].param_groups
+            if engine.step == 43:
+                self.agreed = group["lr"]
+            group["lr"] = self.agreed * (0.7 if engine.step == 43 else 1.0)
+        super().boundary(engine, at_top=at_top)
 
 
 @at_work("replay", every=1, draws=0)

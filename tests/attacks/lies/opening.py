@@ -67,3 +67,54 @@ def an_extra_entry_at_the_opening(states: Path) -> None:
     state = State.load(path)
     state.tensors["zzz.hidden"] = torch.ones(3)
     state.save(path)
+
+
+# -- the chunk of every kept state -------------------------------------------------------------------------------------
+
+
+def in_the_answer(lie: Callable[[list[bytes]], list[bytes]]) -> Callable[[list[bytes]], list[bytes]]:
+    """A lie about the chunk: `parts` are the honest ones, a leaf's each, of a chunk and its path."""
+    enter("opening", lie, lambda job: run(job, Recorder(job.contract, job.folder / "states", job.sink)), answer=lie)
+    return lie
+
+
+@in_the_answer
+def a_withheld_chunk(parts: list[bytes]) -> list[bytes]:
+    """Shows the chunk of every state but one."""
+    return parts[:3] + parts[4:]
+
+
+@in_the_answer
+def no_chunk_at_all(parts: list[bytes]) -> list[bytes]:
+    """Shows nothing before states are drawn."""
+    return []
+
+
+@in_the_answer
+def the_chunk_of_another_state(parts: list[bytes]) -> list[bytes]:
+    """Shows the chunk of the state before once more, so that the update between them seems to be none."""
+    return [*parts[:3], parts[2], *parts[4:]]
+
+
+@in_the_answer
+def a_chunk_with_one_other_bit(parts: list[bytes]) -> list[bytes]:
+    """Shows a chunk in which one bit is another."""
+    return [*parts[:3], bytes([parts[3][0] ^ 1]) + parts[3][1:], *parts[4:]]
+
+
+@in_the_answer
+def a_path_to_another_tree(parts: list[bytes]) -> list[bytes]:
+    """Shows the true chunk in a tree that is not the committed one."""
+    return [*parts[:3], parts[3][:-1] + bytes([parts[3][-1] ^ 1]), *parts[4:]]
+
+
+@in_the_answer
+def a_chunk_that_is_cut(parts: list[bytes]) -> list[bytes]:
+    """Leaves the last hash of the last path out."""
+    return [*parts[:-1], parts[-1][:-32]]
+
+
+@in_the_answer
+def more_chunks_than_were_asked_for(parts: list[bytes]) -> list[bytes]:
+    """Shows one more."""
+    return [*parts, parts[-1]]

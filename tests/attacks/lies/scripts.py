@@ -28,9 +28,13 @@ FORWARD, LOSS = "out = model(x)", "loss = nn.functional.cross_entropy(out, y)"
 _edit("initialisation", "other-learning-rate", "Trains with half the learning rate.", "lr=0.1", "lr=0.05")
 _edit("initialisation", "other-weight-decay", "Trains without weight decay.", "weight_decay=1e-3", "weight_decay=0")
 _edit("initialisation", "other-optimizer", "Trains with Adam.", SGD, "torch.optim.Adam(model.parameters(), lr=0.1)")
-_edit("replay", "smaller-model", "Trains a narrower model.", "nn.Dropout(0.2)", "nn.Identity()")
+_edit("initialisation", "smaller-model", "Trains a narrower model.", "nn.Dropout(0.2)", "nn.Identity()")
 _edit(
-    "replay", "other-activation", "Trains a model of the same shape, with another activation.", "nn.ReLU()", "nn.Tanh()"
+    "initialisation",
+    "other-activation",
+    "Trains a model of the same shape, with another activation.",
+    "nn.ReLU()",
+    "nn.Tanh()",
 )
 _edit("point-loss", "no-augmentation", "Leaves the augmentation out.", "x = x + 0.1 * torch.randn(4)", "x = x + 0.0")
 _edit(

@@ -13,7 +13,9 @@ import torch
 from tests.attacks.lies.telling import Job, enter, run
 from torch import Tensor
 
+from labapex.proof import merkle
 from labapex.proof.record import Recorder, batches_digest, step_digest
+from labapex.proof.sink import Notes
 from labapex.proof.state import State, losses_digest, parameter_change
 from labapex.protocol.canonical import digest
 from labapex.protocol.records import Leaf, column
@@ -27,6 +29,7 @@ class Story:
     states: list[State]
     losses: list[float]
     batches: list[str]
+    settings: list[str]
     stolen: list[State]
     norms: dict[int, float | None] = field(default_factory=dict)  # claimed updates, where they are not the true ones
 
@@ -42,11 +45,14 @@ class Story:
                 if number < len(self.losses):
                     self.job.sink.iteration(number, self.losses[number], 1e9 + number)
             norm = parameter_change(before, state) if before is not None else 0.0
+            tree = state.tree()
             leaf = Leaf(
                 index=index,
                 step=step,
-                state=state.digest(),
+                state=merkle.root_of_hashes(tree).hex(),
                 size=state.save(self.job.folder / "states" / f"{index}.safetensors"),
+                chunks=len(tree),
+                settings=self.settings[min(index, len(self.settings) - 1)],
                 update_norm=self.norms.get(index, norm),
                 batches=self.batches[index] if index < len(self.batches) else self.batches[-1],
                 losses=losses_digest(column(self.losses[at:step])),
@@ -58,24 +64,10 @@ class Story:
             self.job.sink.iteration(number, self.losses[number], 1e9 + number)
 
 
-class _Notes:
-    """A sink that keeps what it hears to itself."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-        self.leaves: list[Leaf] = []
-
-    def iteration(self, step: int, loss: float, at: float) -> None:
-        self.losses.append(loss)
-
-    def leaf(self, leaf: Leaf) -> None:
-        self.leaves.append(leaf)
-
-
 def in_the_story(rule: str, **more: Any) -> Callable[[Callable[[Story], None]], Callable[[Story], None]]:
     def enlist(lie: Callable[[Story], None]) -> Callable[[Story], None]:
         def train(job: Job) -> None:
-            notes, states = _Notes(), job.folder / "states"
+            notes, states = Notes(), job.folder / "states"
             run(job, Recorder(job.contract, states, notes))
             files = range(len(notes.leaves))
             story = Story(
@@ -83,6 +75,7 @@ def in_the_story(rule: str, **more: Any) -> Callable[[Callable[[Story], None]], 
                 states=[State.load(states / f"{n}.safetensors") for n in files],
                 losses=notes.losses,
                 batches=[leaf.batches for leaf in notes.leaves],
+                settings=[leaf.settings for leaf in notes.leaves],
                 stolen=[State.load(path) for n in files if (path := job.stolen / f"{n}.safetensors").exists()],
             )
             lie(story)
@@ -188,6 +181,26 @@ def blind_top_q(story: Story) -> None:
 def understated_norms(story: Story) -> None:
     """Trains honestly and claims tiny updates: the next time nobody will look there."""
     story.norms.update(dict.fromkeys(range(2, len(story.states)), 1e-09))
+
+
+def jump(story: Story) -> int:
+    """Goes on from a stolen run, far from the start, with all that is told of it; returns the leaf at which it does."""
+    seam = 8  # in mid-epoch: the first segment of each epoch is where equal updates are looked for
+    story.states[seam:] = story.stolen[seam:]
+    return seam
+
+
+@in_the_story("point-loss", every=1, draws=0)
+def a_jump_that_is_claimed_away(story: Story) -> None:
+    """Jumps to a stolen run between two leaves, and claims an update there that is no larger than those around it."""
+    story.norms[jump(story)] = 0.1
+
+
+@in_the_story("point-loss", every=1, draws=0)
+def a_jump_in_the_shadow_of_larger_claims(story: Story) -> None:
+    """Jumps to a stolen run, and claims updates all around that rise and fall slowly and are larger than the jump."""
+    seam = jump(story)
+    story.norms.update({n: 9.0 * 1.3 ** abs(n - seam) for n in range(3, len(story.states) - 1) if n != seam})
 
 
 @in_the_story("leaf-claims")

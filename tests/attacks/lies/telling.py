@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.attacks import victim
+
 from labapex.proof.record import Recorder
 from labapex.proof.runtime import Engine
 from labapex.proof.sink import Sink
@@ -35,8 +37,13 @@ class Lie:
     says: str
     train: Callable[[Job], None]
     opening: Callable[[Path], None] = lambda states: None  # what is done to the files after the challenge is known
+    answer: Callable[[list[bytes]], list[bytes]] = (
+        list  # what is handed in where a chunk of each kept state is asked for
+    )
+    job: victim.Job = victim.USUAL
     every: int = 3  # iterations a segment
     draws: int = 1000  # random segments: all, or as few as that, where a rule must look at the right place by itself
+    foretold: bool = False  # the settings of all leaves are foretold before anything gives cause for doubt
     known: bool = False  # the other lease's states are on the platform's record
     false_class: bool = False  # he says that his host is of another class than the verifier's
 
