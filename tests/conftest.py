@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.nvml.stub import nvml_library, play
+
+__all__ = ["nvml_library", "play"]
 
 
 @pytest.fixture(scope="session")

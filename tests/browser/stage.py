@@ -9,10 +9,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
+from labapex.proof.origins import origin
 from labapex.protocol.canonical import digest
-from labapex.protocol.contract import Contract, Environment, ScriptFacts
+from labapex.protocol.contract import Contract, Environment, Parent, ScriptFacts
+from labapex.protocol.devices import Device
 from labapex.protocol.frames import frame_hash, genesis
-from labapex.protocol.records import column
+from labapex.protocol.records import Sample, column
+from labapex.protocol.replay import StartReport
 from labapex.protocol.spec import CREDIT
 from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.protocol.verdict import Cost, RuleResult, Verdict, Weight
@@ -37,6 +40,11 @@ FACTS = ScriptFacts(
     state_bytes=3_412_992,
 )
 HOST = Environment(python="3.11.9", torch="2.6.0", device="cuda: NVIDIA H200", capability="9.0", threads=1)
+DEVICE = Device(
+    kind="cuda", name="NVIDIA H200", uuid="GPU-1f6e2c34", memory=141 << 30, driver="580.95.05", cuda="13.0", capability="9.0",
+    mig=False, ecc=True, power_limit=700.0,
+)  # fmt: skip
+START = StartReport(tensors=65, given=0, unproven=0)
 RULES = (
     ("log-count", 1356.0, 1356.0, Weight.DECIDES),
     ("gpu-utilisation", 0.82, 0.4, Weight.SUSPECTS),
@@ -67,6 +75,7 @@ class Story:
     name: str = "digits-cnn"
     source: str = "nvml"
     step_seconds: float = 0.2
+    readings: list[Sample] | None = None  # of the device, the first at the first iteration; None: made up here
     draw: random.Random = field(default_factory=lambda: random.Random(7))
     job: Job = field(init=False)
     worker: Worker = field(init=False)
@@ -105,17 +114,18 @@ class Story:
         assert jobs.advance(self.job, JobState.QUEUED, package_ms=6.4)
         return self
 
-    def running(self, *, worker: str = "basement-h200") -> Story:
+    def running(self, *, worker: str = "basement-h200", parents: tuple[Parent, ...] = ()) -> Story:
         """A lease of its own, with a log that holds nothing yet."""
         at = moment(self.began + 9)
         self.worker = Worker.objects.create(
             owner=self.host, name=worker, public_key=uuid4().bytes * 2, price_per_hour=2 * CREDIT, created_at=at,
-            last_seen_at=datetime.now(UTC), devices=["NVIDIA H200"],
+            last_seen_at=datetime.now(UTC), devices=[DEVICE.model_dump(mode="json")],
         )  # fmt: skip
         lease = uuid4()
         contract = Contract(
             job=self.job.pk, lease=lease, seed="5e" * 32, code="aa" * 32, data="bb" * 32, script="train.py",
             args=("--epochs", str(self.epochs)), epochs=self.epochs, checkpoint_every=10, threads=1, facts=FACTS,
+            parents=parents,
         )  # fmt: skip
         self.lease = Lease.objects.create(
             id=lease, job=self.job, worker=self.worker, state=LeaseState.RUNNING.value, seed="5e" * 32,
@@ -153,6 +163,14 @@ class Story:
             }
             for i, at in enumerate(times) if i % 5 == 0
         ]  # fmt: skip
+        if self.readings is not None:
+            origin, until = self.began + 12, start + len(values) * self.step_seconds
+            due = [
+                s.model_copy(update={"at": origin + n})
+                for n, s in enumerate(self.readings)
+                if start <= origin + n < until
+            ]
+            samples = [sample.model_dump(mode="json", exclude_defaults=True) for sample in due]
         lines = [] if text is None else [{"stream": "stdout", "text": text}]
         if text is None and log.next == 0:
             lines = [
@@ -183,7 +201,8 @@ class Story:
         for index, step in enumerate(contract.leaf_steps()):
             if index >= before and step <= log.next + len(values):
                 Leaf.objects.create(
-                    log=log, index=index, step=step, state=digest([index]), size=FACTS.state_bytes, update_norm=0.1,
+                    log=log, index=index, step=step, state=digest([index]), size=FACTS.state_bytes, chunks=3, settings="5e" * 32,
+                update_norm=0.1,
                     batches="ba" * 32, losses="10" * 32, prev="9e" * 32, digest=digest([step, index]), received_at=times[-1],
                 )  # fmt: skip
         Log.objects.filter(pk=log.pk).update(seq=log.seq + 1, next=log.next + len(values), head=hashed)
@@ -201,7 +220,7 @@ class Story:
         Log.objects.filter(pk=self.lease.pk).update(finished=True)
         now = datetime.now(UTC)
         Challenge.objects.create(
-            lease=self.lease, nonce="12" * 32, indices=[0, 17, 18, 64, 92], segments=[0, 17, 64, 92], evaluations=[],
+            lease=self.lease, round=1, nonce="12" * 32, indices=[0, 17, 18, 64, 92], segments=[0, 17, 64, 92], evaluations=[],
             issued_at=now, deadline=now + timedelta(minutes=10),
         )  # fmt: skip
         assert jobs.advance(self.job, JobState.CHALLENGED)
@@ -216,7 +235,9 @@ class Story:
         progressed.send(sender=None, job_id=self.job.pk)
         return self
 
-    def judged(self, *, failing: str | None = None, weights: str | None = "5a" * 32) -> Story:
+    def judged(
+        self, *, failing: str | None = None, weights: str | None = "5a" * 32, start: StartReport = START
+    ) -> Story:
         """The verdict and the real settlement. `failing` names the rule that rejects."""
         assert jobs.advance(self.job, JobState.VERIFYING)
         rules = tuple(
@@ -234,6 +255,7 @@ class Story:
             loss_logs=self.done, verified_epochs=0 if failing else self.epochs, rules=rules,
             replay_max_error=1.0 if failing else 0.0,
             detection="4 random segments of 147: a run with a tenth of its segments bad is caught with probability 0.34.",
+            origin=origin(self.lease.terms, start, drawn=4, segments=147),
             contract=digest(self.lease.terms), proof_root="70" * 32, weights=None if failing else weights,
             worker_environment=HOST, verifier_environment=HOST,
             cost=Cost(

@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, expect
-from tests.browser.stage import Story, artefacts
+from tests.browser.stage import START, Story, artefacts
+
+from labapex.protocol.contract import Parent
+from labapex_server.transparency.models import CertificateRecord
 
 pytestmark = pytest.mark.browser
 
@@ -56,9 +59,15 @@ def test_every_other_page_is_drawn_without_a_complaint(
             each = Story(owner=researcher, host=host, began=began, name=name, epochs=2)
             each.submitted().queued().running(worker=f"{name}-host").trained().challenged().opened(0, 17, 18, 64, 92)
             each.judged(failing=failing)
-            if not failing:
-                history.certified = each.job.pk  # type: ignore[attr-defined]
             history.last = each.job.pk  # type: ignore[attr-defined]
+        parent = CertificateRecord.objects.get(job__name="chargpt")
+        origin = Parent(path="parents/0.safetensors", weights=parent.model, certificate=parent.digest, success=0.34)
+        tuned = Story(owner=researcher, host=host, began=story.began - 50, name="chargpt-tuned", epochs=2)
+        tuned.submitted().queued().running(worker="tuned-host", parents=(origin,)).trained().challenged()
+        tuned.opened(0, 17).judged(
+            start=START.model_copy(update={"given": 9, "unproven": 1, "names": ("head.weight",)})
+        )
+        history.certified = tuned.job.pk  # type: ignore[attr-defined]
         story.submitted().queued().running().trained(300)
         Story(owner=researcher, host=host, began=story.began + 280, name="resnet20-sweep-3").submitted()
 

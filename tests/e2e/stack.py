@@ -170,6 +170,7 @@ class Stack:
             "LABAPEX_HOME": str(folder / "platform"),
             "LABAPEX_PUBLIC_URL": self.url,
             "LABAPEX_HEARTBEAT_SECONDS": "1",
+            "LABAPEX_TRIAL_HOURS": "0",
             "LABAPEX_LEASE_SECONDS": "8",
             "LABAPEX_SWEEP_SECONDS": "0.5",
             "LABAPEX_RING_SECONDS": "3",
@@ -208,7 +209,7 @@ class Stack:
     def _sign_up(self, name: str) -> str:
         """A second person, who owns the workers: what is paid can then be seen. Signs up as people do; the password."""
         password = secrets.token_urlsafe(16)
-        with httpx.Client(base_url=self.url, trust_env=False) as browser:
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as browser:
             browser.get("/signup/")
             form = {"username": name, "password1": password, "password2": password}
             form["csrfmiddlewaretoken"] = browser.cookies["csrftoken"]
@@ -237,20 +238,31 @@ class Stack:
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
-    def enrol(self, name: str, *, cheat: str = "", once: bool = False) -> Worker:
-        """A new host, enrolled, and not started yet; `once`: it is to take one job only."""
+    def enrol(self, name: str, *, cheat: str = "", once: bool = False, through: str | None = None) -> Worker:
+        """A new host, enrolled, and not started yet; `once`: it is to take one job only; `through`: where
+        it finds the platform."""
         home = self.folder / name
         code = self.owner.enrolment_code().code
-        enrol = [program("labapex-worker"), "enrol", code, "--platform", self.url, "--name", name, "--home", str(home)]
+        enrol = [
+            program("labapex-worker"),
+            "enrol",
+            code,
+            "--platform",
+            through or self.url,
+            "--name",
+            name,
+            "--home",
+            str(home),
+        ]
         subprocess.run(enrol, env=self._environment, check=True, capture_output=True)
         worker = Worker(home, self._environment, self.folder / f"{name}.log", cheat=cheat, once=once)
         self.workers.append(worker)
         return worker
 
     @contextmanager
-    def worker(self, name: str, *, cheat: str = "", once: bool = False) -> Iterator[Worker]:
+    def worker(self, name: str, *, cheat: str = "", once: bool = False, through: str | None = None) -> Iterator[Worker]:
         """A host that takes jobs while the block lasts."""
-        worker = self.enrol(name, cheat=cheat, once=once)
+        worker = self.enrol(name, cheat=cheat, once=once, through=through)
         worker.start()
         try:
             yield worker

@@ -21,8 +21,12 @@ from tests.e2e import scripts
 from tests.e2e.stack import ROOT, Said, Stack
 
 from labapex import executable
+from labapex.certificate import certificate_digest
+from labapex.client import Client
 from labapex.errors import LabApexError
 from labapex.protocol.verdict import SignedVerdict
+from labapex.trust import Trust
+from labapex_worker import trust
 from labapex_worker.config import Config, Home
 
 pytestmark = pytest.mark.e2e
@@ -42,12 +46,18 @@ class Run:
     said: Said
     executable: Path  # as the worker downloaded it
     worker: Config
+    trust: Trust  # what the worker believes
     folder: Path  # of the example
 
     @property
     def job(self) -> str:
         job: str = self.said.summary["job"]
         return job
+
+    @property
+    def certificate(self) -> bytes:
+        """The signed bytes of its certificate."""
+        return self.stack.client.certificate(UUID(self.job)).envelope.body()
 
 
 def example(name: str, into: Path) -> Path:
@@ -73,7 +83,11 @@ def digits(stack: Stack) -> Run:
         kept = stack.folder / "executable"
         shutil.copy(stack.until("the worker has the executable", fetched), kept)
         said = command.wait()
-    return Run(stack, said, kept, Home(worker.home).load(), folder)
+    home = Home(worker.home)
+    config = home.load()
+    believed = trust.load(home, config)
+    assert believed is not None
+    return Run(stack, said, kept, config, believed, folder)
 
 
 def test_the_digits_are_verified_and_every_figure_is_told(digits: Run) -> None:
@@ -107,6 +121,13 @@ def test_the_model_that_is_pulled_is_the_one_that_the_signed_verdict_names(digit
     check = ("verify", tmp_path / "verdict.json", "--key", key, "--weights", tmp_path / "model.safetensors")
     assert digits.stack.cli(*check, LABAPEX_URL="http://127.0.0.1:1").code == 0  # nobody is asked
     assert digits.stack.cli("verify", digits.job).code == 0
+
+
+def test_whoever_ordered_a_run_replays_its_proof_by_one_command(digits: Run) -> None:
+    said = digits.stack.cli("verify", digits.job, "--replay", "--data", digits.folder / "data", "--json")
+    assert said.code == 0, said
+    assert (said.summary["verdict"], said.summary["replay_max_error"]) == ("verified", 0.0)
+    assert said.summary["cost"]["segments_replayed"] > 1
 
 
 def test_the_certificate_that_is_pulled_holds_for_whoever_keeps_two_keys(digits: Run, tmp_path: Path) -> None:
@@ -165,6 +186,32 @@ def test_a_loop_without_a_loader_is_verified(stack: Stack) -> None:
     assert summary["paid"] + summary["refunded"] == BUDGET
 
 
+WARM = scripts.LOADER.replace(
+    "loader = ",
+    """from safetensors.torch import load_file
+
+model = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 10))
+digits = load_file("parents/0.safetensors")
+model[2].load_state_dict({"weight": digits["fc2.weight"], "bias": digits["fc2.bias"]})
+loader = """,
+)
+
+
+def test_a_job_that_starts_from_a_verified_one_is_certified_as_its_child(digits: Run, tmp_path: Path) -> None:
+    stack, pulled = digits.stack, tmp_path / "pulled"
+    folder = scripts.job(tmp_path / "warm", WARM, start_from=digits.job, require_proven_start=True)
+    with stack.worker("warm"):
+        said = stack.cli("run", folder, "--yes", "--json")
+    assert said.code == 0, said.err
+    assert said.summary["rules"]["provenance"] == {"value": 0.0, "limit": 0.0, "result": "pass"}
+    assert stack.cli("pull", said.summary["job"], "-o", pulled).code == 0
+    checked = stack.cli("verify", pulled / "certificate.json", "--json").summary["statement"]["predicate"]
+    assert checked["parents"] == [certificate_digest(digits.certificate)]
+    assert (checked["origin"]["tensors"], checked["origin"]["unproven"]) == (4, 0)
+    parent = json.loads(digits.certificate)["predicate"]["origin"]["success"]
+    assert checked["origin"]["success"] == parent < 1  # all six segments of the child were replayed
+
+
 # -- nobody sees what is in it -----------------------------------------------------------------------------------------
 
 
@@ -211,7 +258,7 @@ def test_neither_the_bytes_of_an_executable_nor_what_is_extracted_show_script_or
 def test_a_flipped_bit_anywhere_in_an_executable_is_refused(digits: Run, tmp_path: Path) -> None:
     path, worker = tmp_path / "executable", digits.worker
     shutil.copy(digits.executable, path)
-    manifest = executable.verify(path, worker.manifest_key, worker.worker, time.time())
+    manifest = executable.verify(path, digits.trust, worker.worker, time.time())
     with path.open("rb") as file:
         start, size, archive = executable.read_trailer(file)
     end = path.stat().st_size
@@ -230,17 +277,23 @@ def test_a_flipped_bit_anywhere_in_an_executable_is_refused(digits: Run, tmp_pat
             file.write(bytes([byte ^ 1 << position % 8]))
             file.flush()
             with pytest.raises(LabApexError):
-                executable.verify(path, worker.manifest_key, worker.worker, time.time())
+                executable.verify(path, digits.trust, worker.worker, time.time())
             file.seek(position)
             file.write(bytes([byte]))
-    executable.verify(path, worker.manifest_key, worker.worker, time.time())  # and all of it was put back
+    executable.verify(path, digits.trust, worker.worker, time.time())  # and all of it was put back
 
 
 # -- several at once ---------------------------------------------------------------------------------------------------
 
 
+def balance(client: Client) -> tuple[int, int]:
+    """Micro-credits: what is available, and what is held."""
+    me = client.me()
+    return me.available, me.held
+
+
 def test_two_workers_verify_two_jobs_at_once_and_the_money_is_exact(stack: Stack, tmp_path: Path) -> None:
-    client, owner = stack.client.me(), stack.owner.me()
+    client, owner = balance(stack.client), balance(stack.owner)
     folders = [scripts.job(tmp_path / name, pause=0.1) for name in ("first", "second")]
     with stack.worker("left"), stack.worker("right"):
         commands = [stack.begin("run", folder, "--yes", "--json") for folder in folders]
@@ -258,5 +311,5 @@ def test_two_workers_verify_two_jobs_at_once_and_the_money_is_exact(stack: Stack
         assert receipt["paid"] == said.summary["paid"] == 3 * receipt["price_per_epoch"] > 0
         assert receipt["held"] == BUDGET == receipt["paid"] + receipt["refunded"]
     paid = sum(said.summary["paid"] for said in ended)
-    assert stack.client.me() == client.model_copy(update={"available": client.available - paid})
-    assert stack.owner.me() == owner.model_copy(update={"available": owner.available + paid})
+    assert balance(stack.client) == (client[0] - paid, client[1])
+    assert balance(stack.owner) == (owner[0] + paid, owner[1])
