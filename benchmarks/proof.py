@@ -7,119 +7,31 @@ changes little; each figure that is computed from measured ones says so. Lines t
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import os
+import math
 import random
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
+from bench import CPU, Bench, terms
+
+from labapex.proof import chunks, statefile
 from labapex.proof.challenge import draw
-from labapex.proof.determinism import pin
-from labapex.protocol.contract import Contract, ScriptFacts
+from labapex.protocol.contract import Contract
 from labapex.protocol.records import Leaf
-from labapex.protocol.replay import Distances, ReplayReport, ReplayRequest
+from labapex.protocol.replay import Distances
 
-WORKLOADS = Path(__file__).resolve().parent / "workloads"
-OTHER_KERNELS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX", "MKL_CBWR": "COMPATIBLE"}
+OTHER_KERNELS = {**CPU, "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX", "MKL_CBWR": "COMPATIBLE"}
 EPOCHS, PER_EPOCH, AUDITED = 200, 390, 44  # CIFAR-10 as usual; 1 - 0.9^44 = 99 %
 METRICS = ("l1", "l2", "linf", "cos")
-
-
-@dataclass(frozen=True)
-class Recorded:
-    contract: Contract
-    folder: Path
-    figures: dict[str, Any]
-
-
-class Bench:
-    """Runs workloads below one folder, each in a process of its own, forked by one that is pinned as a host would be."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.number = 0
-        self.hosts: dict[str, subprocess.Popen[str]] = {}
-
-    def folder(self, model: str) -> Path:
-        self.number += 1
-        folder = self.home / str(self.number)
-        (folder / "work").mkdir(parents=True)
-        shutil.copy(WORKLOADS / f"{model}.py", folder / "work" / "train.py")
-        return folder
-
-    def run(self, mode: str, folder: Path, request: Any, pins: dict[str, str] | None = None) -> dict[str, Any]:
-        environment = pins or pin(1)
-        name = json.dumps(environment)
-        if name not in self.hosts:
-            command = [sys.executable, str(WORKLOADS / "run.py")]
-            self.hosts[name] = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
-            )
-        host = self.hosts[name]
-        assert host.stdin is not None
-        assert host.stdout is not None
-        host.stdin.write(json.dumps({"mode": mode, "folder": str(folder), "request": request}) + "\n")
-        host.stdin.flush()
-        answer: dict[str, Any] = json.loads(host.stdout.readline() or '{"problem": "the process ended"}')
-        return answer
-
-    def close(self) -> None:
-        for host in self.hosts.values():
-            host.communicate()
-
-    def bare(self, model: str, iterations: int, batch: int, save_every: int = 0) -> dict[str, float]:
-        """The script as it is, with a naive `torch.save` each `save_every` steps: CPU seconds a step and a save."""
-        folder = self.folder(model)
-        request = {"args": [*arguments(iterations, batch), "--save-every", str(save_every)]}
-        found = self.run("bare", folder, request)
-        shutil.rmtree(folder)
-        return {"step": found["seconds"] / found["steps"], "save": found["save_seconds"]}
-
-    def record(self, model: str, iterations: int, batch: int, every: int, *, seed: str = "a" * 64) -> Recorded:
-        folder = self.folder(model)
-        contract = terms(folder / "work" / "train.py", iterations, batch, every, seed)
-        return Recorded(contract, folder, self.run("record", folder, contract.model_dump(mode="json")))
-
-    def replay(
-        self, recorded: Recorded, segments: tuple[int, ...], *, threads: int = 1, kernels: dict[str, str] | None = None
-    ) -> tuple[ReplayReport, float]:
-        """Replay segments of a run, with the distances to what was recorded; and the CPU seconds that it took."""
-        opened = sorted({*segments, *(n + 1 for n in segments)})
-        request = ReplayRequest(
-            contract=recorded.contract.model_copy(update={"threads": threads}),
-            segments=segments,
-            compare=segments,
-            digests={n: recorded.figures["digests"][n] for n in opened},
-        )
-        pins = {**pin(threads), **(kernels or {})}
-        found = self.run("replay", recorded.folder, request.model_dump(mode="json"), pins)
-        report = ReplayReport.model_validate(found["report"])
-        if report.problem is not None or report.mismatched:
-            raise SystemExit(f"the replay failed: {report.problem or report.mismatched}")
-        return report, float(found["seconds"])
-
-
-def arguments(iterations: int, batch: int) -> list[str]:
-    return ["--iterations", str(iterations), "--batch", str(batch)]
-
-
-def terms(script: Path, iterations: int, batch: int, every: int, seed: str, epochs: int = 1) -> Contract:
-    line = next(n for n, text in enumerate(script.read_text().splitlines(), start=1) if "in enumerate(loader" in text)
-    facts = ScriptFacts(
-        loop=f"train.py:{line}", iterations_per_epoch=iterations, has_loader=True, gradients_are_state=False,
-        parameters=0, state_bytes=0,
-    )  # fmt: skip
-    return Contract(
-        job=UUID(int=1), lease=UUID(int=2), seed=seed, code="0" * 64, data="0" * 64, script="train.py",
-        args=tuple(arguments(iterations, batch)), epochs=epochs, checkpoint_every=every, threads=1, facts=facts,
-    )  # fmt: skip
 
 
 def tell(**figures: Any) -> None:
@@ -139,19 +51,19 @@ def overhead(
     saves: list[float] = []
     size = 0
     for turn in range(rounds):
-        spent["bare"].append(bench.bare(model, ones, batch)["step"])
+        spent["bare"].append(_step(bench.bare(model, ones, batch)))
         for every in (1, 10) if tens else (1,):
             length = ones if every == 1 else iterations
             run = bench.record(model, length, batch, every)
-            spent.setdefault(f"record {every}", []).append(run.figures["seconds"] / run.figures["steps"])
+            spent.setdefault(f"record {every}", []).append(_step(run.figures))
             leaves += [run.figures["leaf_seconds"]] if every == 1 else []
             size = run.figures["state_bytes"]
             shutil.rmtree(run.folder)
             if turn == 0:
                 saved = bench.bare(model, length, batch, save_every=every)
-                spent[f"save {every}"] = [saved["step"]]
-                saves += [saved["save"]] if every == 1 else []
-        spent["bare"].append(bench.bare(model, ones, batch)["step"])
+                spent[f"save {every}"] = [_step(saved)]
+                saves += [saved["save_seconds"]] if every == 1 else []
+        spent["bare"].append(_step(bench.bare(model, ones, batch)))
     step, leaf, save = (statistics.median(values) for values in (spent["bare"], leaves, saves))
     print(f"\n{title}: batch {batch}, {1e3 * step:.0f} ms a step, state {size / 1e6:.1f} MB")
     print(f"  a leaf takes {1e3 * leaf:.1f} ms of CPU time, a naive torch.save {1e3 * save:.1f} ms")
@@ -175,10 +87,80 @@ def overhead(
     return {"step": step, "leaf": leaf, "size": size}
 
 
+def _step(figures: dict[str, Any]) -> float:
+    """CPU seconds of a step."""
+    return float(figures["seconds"] / figures["steps"])
+
+
 # -- verifying -------------------------------------------------------------------------------------------------------
 
 
-def verification(bench: Bench, unit: dict[str, float], batch: int, run_length: int) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """What asking for a chunk costs, for one leaf, and what its contract needs for that."""
+
+    contract: Contract
+    entries: int  # of a state's tree
+    bytes: float
+    seconds: float  # of checking and measuring it
+
+
+def ranking(bench: Bench, iterations: int, batch: int) -> Shown:
+    """How well a single chunk ranks the updates of a real run, and what its check costs."""
+    recorded = bench.record("resnet20", iterations, batch, 1)
+    states = recorded.folder / "states"
+    with (states / "0.safetensors").open("rb") as first:
+        layout = statefile.layout(first).stretches()
+    facts = recorded.contract.facts.model_copy(update={"layout": layout})
+    contract = recorded.contract.model_copy(update={"facts": facts})
+    trees = [(states / f"{n}.tree").read_bytes() for n in range(iterations + 1)]
+    leaves = [
+        Leaf.model_construct(index=n, state=digest, chunks=len(tree) // 32, update_norm=1.0)
+        for n, (digest, tree) in enumerate(zip(recorded.figures["digests"], trees, strict=True))
+    ]
+    found: list[list[float]] = []
+    size = 0
+    answers = [_answer(states, trees, number) for number in range(chunks.count(layout))]
+    began = time.process_time()
+    for number, answer in enumerate(answers):
+        measured = chunks.check(contract, leaves, number, io.BytesIO(answer))
+        found.append([change.norm or 0.0 for change in measured.changes])
+        size += len(answer)
+    seconds = (time.process_time() - began) / len(answers) / len(leaves)
+    norms = [math.hypot(*changes) for changes in zip(*found, strict=True)]
+    ranks = sorted(_spearman(norms, each) for each in found)
+    shown = Shown(contract, leaves[0].chunks, size / len(answers) / len(leaves), seconds)
+    print(
+        f"\nOne chunk of ResNet-20 ranks {iterations} updates (k = 1, batch {batch}), for each of its {len(found)} chunks:"
+    )
+    print(
+        f"  Spearman's rho with the true norms: median {statistics.median(ranks):.3f}, a tenth below "
+        f"{ranks[len(ranks) // 10]:.3f}, least {ranks[0]:.3f}"
+    )
+    print(f"  {shown.bytes:.0f} bytes and {1e3 * seconds:.2f} ms of CPU time a leaf")
+    tell(model="resnet20", spearman=statistics.median(ranks), least=ranks[0], leaf_bytes=shown.bytes, seconds=seconds)
+    shutil.rmtree(recorded.folder)
+    return shown
+
+
+def _answer(states: Path, trees: list[bytes], number: int) -> bytes:
+    parts = []
+    for index, tree in enumerate(trees):
+        with (states / f"{index}.safetensors").open("rb") as state:
+            parts.append(chunks.show(state, tree, number))
+    return b"".join(parts)
+
+
+def _spearman(one: list[float], other: list[float]) -> float:
+    return statistics.correlation(_ranks(one), _ranks(other))
+
+
+def _ranks(values: list[float]) -> list[int]:
+    order = sorted(values)
+    return [order.index(value) for value in values]
+
+
+def verification(bench: Bench, unit: dict[str, float], shown: Shown, batch: int, run_length: int) -> None:
     """Unit costs from one real replay; then the sum for a whole job under challenges drawn by the platform's function."""
     recorded = bench.record("resnet20", run_length + 1, batch, run_length)
     _, start = bench.replay(recorded, ())
@@ -200,11 +182,18 @@ def verification(bench: Bench, unit: dict[str, float], batch: int, run_length: i
     )
     for every in (1, 10, 100):
         contract = terms(script, PER_EPOCH, batch, every, "a" * 64, EPOCHS)
-        leaves = [Leaf.model_construct(index=n, step=s, update_norm=1.0) for n, s in enumerate(contract.leaf_steps())]
-        for name, top, percent in (
-            ("random, first, last", 0, 0.0),
-            ("+ largest update of each epoch", 1, 0.0),
-            ("+ PEV 10 % of five epochs", 1, 10.0),
+        facts = contract.facts.model_copy(update={"layout": shown.contract.facts.layout})
+        contract = contract.model_copy(update={"facts": facts})
+        dice = random.Random(1)
+        leaves = [
+            Leaf.model_construct(index=n, step=s, update_norm=dice.uniform(1, 2), chunks=shown.entries)
+            for n, s in enumerate(contract.leaf_steps())
+        ]
+        for name, top, percent, looked in (
+            ("random, first, last", 0, 0.0, False),
+            ("+ largest of 8 epochs and of all", 1, 0.0, False),
+            ("+ PEV 10 % of three epochs", 1, 10.0, False),
+            ("+ a chunk of every state", 1, 10.0, True),
         ):
             drawn = draw(
                 contract,
@@ -218,10 +207,13 @@ def verification(bench: Bench, unit: dict[str, float], batch: int, run_length: i
             evaluated = sum(len(sample.iterations) for sample in drawn.evaluations) if percent else 0
             opened = {*drawn.segments, len(leaves) - 1, *(e.leaf for e in drawn.evaluations if percent)}
             steps = sum(leaves[n + 1].step - leaves[n].step for n in drawn.segments) + evaluated
-            cost = (start + steps * step + len(opened) * leaf) / training
-            bytes_ = len(opened) / len(leaves)
-            print(f"    {every:3d}   {name:38}  {len(drawn.segments):8d}  {steps:7d}   {cost:18.2%}   {bytes_:18.2%}")
-            tell(model="resnet20", k=every, challenge=name, verification=cost, opened=bytes_, computed=True)
+            cost = (start + steps * step + len(opened) * leaf + looked * len(leaves) * shown.seconds) / training
+            all_bytes = len(leaves) * unit["size"]
+            sent = len(opened) * unit["size"] + looked * chunks.answer_size(contract, leaves, 0)
+            print(
+                f"    {every:3d}   {name:38}  {len(drawn.segments):8d}  {steps:7d}   {cost:18.2%}   {sent / all_bytes:18.2%}"
+            )
+            tell(model="resnet20", k=every, challenge=name, verification=cost, opened=sent / all_bytes, computed=True)
     shutil.rmtree(recorded.folder)
 
 
@@ -288,14 +280,14 @@ def main() -> None:
                 how = {"iterations": 5, "rounds": 1, "tens": False}
                 resnet = overhead(bench, "ResNet-20, 32 x 32 images", "resnet20", 32, **how)
                 overhead(bench, "GPT, 10.7 M parameters", "gpt", 4, **how)
-                verification(bench, resnet, 32, 5)
+                verification(bench, resnet, ranking(bench, 20, 32), 32, 5)
                 reproduction(bench, iterations=10, batch=16, intervals=(1, 10), hosts=small)
             else:
                 how = {"iterations": 21, "rounds": 2, "tens": True}
                 resnet = overhead(bench, "ResNet-20, 32 x 32 images", "resnet20", 128, **how)
                 overhead(bench, "GPT, 10.7 M parameters", "gpt", 8, **how)
-                verification(bench, resnet, 128, 10)
-                hosts = {**small, "other kernels": {"kernels": OTHER_KERNELS}}
+                verification(bench, resnet, ranking(bench, 100, 32), 128, 10)
+                hosts = {**small, "other kernels": {"host": OTHER_KERNELS}}
                 reproduction(bench, iterations=40, batch=32, intervals=(1, 10, 40), hosts=hosts)
         finally:
             bench.close()

@@ -10,8 +10,12 @@ from torch.utils.data import DataLoader, TensorDataset
 parser = argparse.ArgumentParser()
 parser.add_argument("--iterations", type=int, default=20)
 parser.add_argument("--batch", type=int, default=128)
+parser.add_argument("--epochs", type=int, default=1)
+parser.add_argument("--amp", action="store_true", help="in half precision, with a scaler")
 parser.add_argument("--save-every", type=int, default=0, help="naive checkpoints; 0: none")
 options = parser.parse_args()
+device = "cuda" if torch.cuda.is_available() else "cpu"
+half = torch.float16 if device == "cuda" else torch.bfloat16
 
 
 class Block(nn.Module):
@@ -42,12 +46,17 @@ model = nn.Sequential(
     nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
     *stage(16, 16, 1), *stage(16, 32, 2), *stage(32, 64, 2),
     nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
-)  # fmt: skip
+).to(device)  # fmt: skip
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
-for step, (x, y) in enumerate(loader, start=1):
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(x), y)
-    loss.backward()
-    optimizer.step()
-    if options.save_every and step % options.save_every == 0:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f"checkpoint-{step}.pt")
+scaler = torch.amp.GradScaler(device, enabled=options.amp)
+for _ in range(options.epochs):
+    for step, (x, y) in enumerate(loader, start=1):
+        x, y = x.to(device), y.to(device)
+        optimizer.zero_grad()
+        with torch.autocast(device, half, enabled=options.amp):
+            loss = F.cross_entropy(model(x), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        if options.save_every and step % options.save_every == 0:
+            torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f"checkpoint-{step}.pt")

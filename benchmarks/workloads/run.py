@@ -1,8 +1,9 @@
 """Measured runs: a process that imports torch once and forks for each run, so that no run finds what another left.
 
-Reads lines of JSON {"mode": "bare" | "record" | "replay", "folder": .., "request": ..} and answers each with one. CPU seconds are
-those of the whole forked process, background threads included, from the first optimizer step to the last: n turns with n leaves
-(or n / k), without imports and the first step's preparations. What decides bits must be in the environment.
+Reads lines of JSON {"mode": "host" | "bare" | "record" | "replay", "folder": .., "request": ..} and answers each with one. CPU
+seconds are those of the whole forked process, background threads included, from the first optimizer step to the last: n turns
+with n leaves (or n / k), without imports and the first step's preparations. Device seconds are the time between the same two
+steps on the device's own clock, so that nothing waits for it on the way. What decides bits must be in the environment.
 """
 
 from __future__ import annotations
@@ -21,39 +22,44 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
+from labapex.errors import LabApexError
 from labapex.proof import engine
 from labapex.proof.isolate import isolated
 from labapex.proof.record import Recorder
 from labapex.proof.runtime import Engine
+from labapex.proof.sink import Notes
 from labapex.protocol.contract import Contract
-from labapex.protocol.records import Leaf
 from labapex.protocol.replay import ReplayRequest
 
-_process, _thread = time.process_time, time.thread_time  # the plain clocks: the engine marks the script's
+_process, _thread, _now = time.process_time, time.thread_time, time.perf_counter  # plain: the engine marks the script's
 
 
-class Notes:
-    """A sink that keeps the leaves."""
+class Steps:
+    """When each optimizer step from now on is done: on the process's CPU clock, and on the device's."""
 
     def __init__(self) -> None:
-        self.leaves: list[Leaf] = []
+        self.cpu: list[float] = []
+        self.device: list[Any] = []
+        register_optimizer_step_post_hook(self._mark)
 
-    def iteration(self, step: int, loss: float, at: float) -> None:
-        pass
+    def _mark(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self.cpu.append(_process())
+        if torch.cuda.is_initialized():
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self.device.append(event)
+        else:
+            self.device.append(_now())
 
-    def leaf(self, leaf: Leaf) -> None:
-        self.leaves.append(leaf)
-
-
-def stepping() -> list[float]:
-    """The process's CPU seconds after each optimizer step from now on."""
-    marks: list[float] = []
-
-    def mark(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        marks.append(_process())
-
-    register_optimizer_step_post_hook(mark)
-    return marks
+    def figures(self) -> dict[str, Any]:
+        """`seconds` (CPU) and `device_seconds` over `steps` turns."""
+        first, last = self.device[0], self.device[-1]
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+            elapsed = first.elapsed_time(last) / 1e3
+        else:
+            elapsed = last - first
+        return {"seconds": self.cpu[-1] - self.cpu[0], "device_seconds": elapsed, "steps": len(self.cpu) - 1}
 
 
 def watched(owner: Any, name: str) -> list[float]:
@@ -72,30 +78,40 @@ def watched(owner: Any, name: str) -> list[float]:
     return spent
 
 
+def host(request: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """What this host is: its class, and what else may decide bits on a GPU."""
+    return {
+        "environment": engine.environment(threads=1).model_dump(mode="json"),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version() if torch.cuda.is_available() else None,
+    }
+
+
 def bare(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     os.chdir(folder / "work")
     torch.set_num_threads(1)
+    if request["deterministic"]:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     sys.argv = ["train.py", *request["args"]]
-    marks, saves = stepping(), watched(torch, "save")
+    steps, saves = Steps(), watched(torch, "save")
     runpy.run_path(str(folder / "work" / "train.py"), run_name="__main__")
-    save = statistics.median(saves) if saves else 0.0
-    return {"seconds": marks[-1] - marks[0], "steps": len(marks) - 1, "save_seconds": save}
+    return {**steps.figures(), "save_seconds": statistics.median(saves) if saves else 0.0}
 
 
 def record(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     contract = Contract.model_validate(request)
-    marks, captures, commits = stepping(), watched(Engine, "capture"), watched(Recorder, "_commit")
+    steps, captures, commits = Steps(), watched(Engine, "capture"), watched(Recorder, "_commit")
     notes = Notes()
     engine.train(contract=contract, folder=folder, sink=notes)
     later = (
         slice(1, None) if len(captures) > 2 else slice(None)
     )  # the first finds out what is there, and has half a state
     return {
-        "seconds": marks[-1] - marks[0],
-        "steps": len(marks) - 1,
+        **steps.figures(),
         "leaf_seconds": statistics.median(captures[later]) + statistics.median(commits[later]),
         "state_bytes": notes.leaves[-1].size,
         "digests": [leaf.state for leaf in notes.leaves],
+        "losses": notes.losses,
     }
 
 
@@ -114,11 +130,11 @@ def serve() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         request, folder = asked["request"], Path(asked["folder"])
-        if asked["mode"] == "replay":
-            answer = replay(request, folder)  # forks by itself
-        else:
-            work = {"bare": bare, "record": record}[asked["mode"]]
-            answer = isolated(lambda: work(request, folder), folder / "console.log")  # noqa: B023
+        work = {"host": host, "bare": bare, "record": record, "replay": replay}[asked["mode"]]
+        try:
+            answer = isolated(lambda: work(request, folder), folder / "console.log", writes=(folder,))  # noqa: B023
+        except LabApexError as error:
+            answer = {"problem": str(error)}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
