@@ -4,24 +4,28 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_PYTHON ?= python3
 EXAMPLE ?= digits
 CHEAT ?=
+SCHEMA := platform/labapex_server/api/openapi.yaml
+DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test check format lock bench bench-proof bench-styles attacks honest clean
+.PHONY: help setup runner demo test test-sandbox check schema format lock bench bench-package bench-proof bench-styles gpu-check attacks honest clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete ## create .venv with everything in it
 
 # torch is installed by itself: which build is right is the machine's choice. All else is locked with hashes.
-$(VENV)/.complete: requirements.txt pyproject.toml
+$(VENV)/.complete: requirements.txt requirements-frameworks.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Setting up $(VENV) (once; a few minutes)"
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-frameworks.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -32,7 +36,10 @@ demo: runner ## run a job from submission to payment; EXAMPLE=chargpt, CHEAT=noo
 	@$(BIN)/python examples/demo.py --example '$(EXAMPLE)' --cheat '$(CHEAT)'
 
 test: check runner ## everything static, and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
+
+test-sandbox: runner ## what a hostile script is refused, by the worker's sandbox and the platform's, as a table
+	@$(BIN)/python tests/sandbox/table.py
 
 check: $(VENV)/.complete ## everything static: style, types, layers, Django's own checks
 	$(BIN)/ruff check .
@@ -41,6 +48,10 @@ check: $(VENV)/.complete ## everything static: style, types, layers, Django's ow
 	$(BIN)/mypy
 	$(BIN)/python manage.py check
 	$(BIN)/python manage.py makemigrations --check --dry-run
+	@$(DESCRIBE) | diff -q - $(SCHEMA) || { echo "The REST API is not as $(SCHEMA) describes it: make schema"; exit 1; }
+
+schema: $(VENV)/.complete ## write the OpenAPI description of the REST API
+	$(DESCRIBE) > $(SCHEMA)
 
 format: $(VENV)/.complete ## bring the code into its form
 	$(BIN)/ruff check --fix .
@@ -54,13 +65,19 @@ honest: $(VENV)/.complete ## honest runs of every style against every rule, as a
 	$(BIN)/python tests/attacks/honest.py
 
 bench: runner ## ratios against a named baseline, measured in the same run: the short ones
-	@for script in ingest.py package.py styles.py 'proof.py --quick'; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+	@for script in ingest.py 'package.py --quick' 'styles.py functions amp_scaler session_usual' 'proof.py --quick'; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+
+bench-package: runner ## packaging and start-up for 1 MB, 100 MB and 1 GB of data, against a build for each job and a payload at the end
+	@$(BIN)/python benchmarks/package.py
 
 bench-proof: $(VENV)/.complete ## what recording and verifying cost, and a replay's error; 6 minutes, QUICK=1 for one
 	@$(BIN)/python benchmarks/proof.py $(if $(QUICK),--quick)
 
-bench-styles: $(VENV)/.complete ## every style of script recorded, and replayed from every window, as a table
+bench-styles: $(VENV)/.complete ## every script of tests/scripts by labapex record, verify and replay, as a table; 15 minutes
 	@$(BIN)/python benchmarks/styles.py
+
+gpu-check: ## on a machine with a GPU, under its own torch (GPU_PYTHON): what replays and recording do there; writes docs/benchmarks/gpu.md
+	@PYTHONPATH="client_sdk:worker_agent$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) benchmarks/gpu.py
 
 lock: $(VENV)/.complete ## bring requirements.txt up to date with requirements.in
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --strip-extras --output-file=requirements.txt requirements.in

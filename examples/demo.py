@@ -63,7 +63,7 @@ def platform(environment: dict[str, str]) -> Iterator[str]:
     """The platform on a free port; yields its address once it answers."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    settings = {"LABAPEX_HOME": str(HOME / "platform"), "LABAPEX_PUBLIC_URL": url}
+    settings = {"LABAPEX_HOME": str(HOME / "platform"), "LABAPEX_PUBLIC_URL": url, "LABAPEX_TRIAL_HOURS": "0"}
     command = [sys.executable, "manage.py", "serve", "--port", str(port)]
     with started("platform", command, environment | settings) as process:
         deadline = time.monotonic() + 600  # the first start freezes the runner
