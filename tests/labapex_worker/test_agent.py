@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import deque
 from pathlib import Path
@@ -325,6 +326,13 @@ def test_heartbeats_name_the_leases_in_the_platforms_rhythm(agent: Agent) -> Non
     assert sent(agent.tick(9.9)) == []
     assert sent(agent.tick(10.0)) == [Heartbeat(leases=(grant.lease,))]
     assert sent(agent.tick(10.1)) == []
+
+
+def test_a_platform_that_comes_back_hears_of_its_leases_within_three_heartbeats(agent: Agent) -> None:
+    assert agent.session.longest_pause == math.inf, "no platform has told its rhythm yet"
+    running(agent)
+    agent.disconnected()
+    assert agent.session.longest_pause == 30
 
 
 def test_a_lease_that_the_greeting_does_not_name_is_deleted(agent: Agent) -> None:

@@ -42,6 +42,7 @@ def test_the_gateway_is_as_encrypted_as_the_platform() -> None:
 @given(st.integers(0, 10_000))
 def test_pauses_grow_to_a_limit_and_never_vanish(attempt: int) -> None:
     assert 0.25 <= backoff(attempt) <= LONGEST_PAUSE
+    assert 0.25 <= backoff(attempt, 3.0) <= 3.0
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ PING_SECONDS = 10.0  # between two of them, and for an answer: then the connecti
 QUEUE = 4096  # messages that wait for the network; the session's window keeps the number far below
 
 
-def backoff(attempt: int) -> float:
-    """Seconds to wait before try number `attempt` (from 0): doubling, capped, spread over half its length."""
-    longest: float = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt, 16))
+def backoff(attempt: int, cap: float = LONGEST_PAUSE) -> float:
+    """Seconds to wait before try number `attempt` (from 0): doubling up to `cap`, spread over half its length."""
+    longest: float = min(cap, FIRST_PAUSE * 2.0 ** min(attempt, 16))
     return longest * (0.5 + random.random() / 2)  # noqa: S311 (jitter, no secret)
 
 
@@ -34,7 +34,9 @@ def gateway(platform: str) -> str:
 
 
 class Connection:
-    """Calls `opened`, then `received` for each message, then `closed`, for each connection."""
+    """Calls `opened`, then `received` for each message, then `closed`, for each connection.
+
+    `longest_pause`: seconds that may lie between two of them."""
 
     def __init__(
         self,
@@ -43,9 +45,11 @@ class Connection:
         opened: Callable[[], None],
         received: Callable[[bytes], None],
         closed: Callable[[], None],
+        longest_pause: Callable[[], float],
     ) -> None:
         self._url = gateway(platform)
         self._opened, self._received, self._closed = opened, received, closed
+        self._longest_pause = longest_pause
         self._outbox: asyncio.Queue[bytes] | None = None
         self._socket: ClientConnection | None = None
 
@@ -66,7 +70,7 @@ class Connection:
                     attempt = await self._talk(opened, attempt)
             except (OSError, InvalidHandshake, TimeoutError, ConnectionClosed) as error:
                 log.warning("no connection to %s: %s", self._url, error or type(error).__name__)
-            pause = backoff(attempt)
+            pause = backoff(attempt, min(LONGEST_PAUSE, self._longest_pause()))
             attempt += 1
             await asyncio.sleep(pause)
 

@@ -83,6 +83,7 @@ class Daemon:
             opened=self._opened,
             received=lambda data: self._do(self._agent.from_platform(data, time.monotonic())),
             closed=self._closed,
+            longest_pause=lambda: self._agent.session.longest_pause,
         )
         self._http = transfers.client(self._config)
         self._showing = Showing(self._http, home, lambda: self._config, lambda *why: self._do(self._agent.failed(*why)))

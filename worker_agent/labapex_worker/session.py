@@ -15,6 +15,7 @@ of what is acknowledged. Where nothing moves for `RETRY_SECONDS`, `Open` asks ag
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -68,6 +69,7 @@ from labapex_worker.phases import Phase
 TRAINS = (Phase.GRANTED, Phase.STARTING, Phase.RUNNING)
 WINDOW = 32  # frames on their way
 RETRY_SECONDS = 5.0
+PAUSE_HEARTBEATS = 3  # between two connections at most: a platform that was away is to hear of its leases in time
 OBSERVATIONS_AT_ONCE = 10
 
 
@@ -114,6 +116,11 @@ class Session:
     _asked: bool = False
     _heartbeat_seconds: float = 0.0
     _heartbeat_at: float = 0.0
+
+    @property
+    def longest_pause(self) -> float:
+        """Seconds that may lie between two connections."""
+        return PAUSE_HEARTBEATS * self._heartbeat_seconds or math.inf
 
     def restored(self) -> list[Effect]:
         """Go on where the program before this one stopped; whether what ran then still runs, the shell will say."""

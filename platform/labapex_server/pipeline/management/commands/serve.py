@@ -45,6 +45,8 @@ class Command(BaseCommand):
         keys.verdict_key(), keys.wrap(b"", "first use"), trust.chain()
         login = _first_login()
         _build_runner()
+        from labapex_server.asgi import application  # takes its time, which is not to be the workers'
+
         marketplace.forgive_silence()
         verification.forgive_silence()
         embedded = settings.LABAPEX.embedded() and not options["no_pipeline"]
@@ -59,7 +61,7 @@ class Command(BaseCommand):
         self.stdout.flush()
         try:
             uvicorn.run(
-                "labapex_server.asgi:application",
+                application,
                 host=host,
                 port=port,
                 ws="websockets-sansio",
