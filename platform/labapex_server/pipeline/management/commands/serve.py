@@ -14,6 +14,7 @@ import uvicorn
 from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.utils.module_loading import import_string
 
 from labapex.errors import LabApexError, UsageError
 from labapex.protocol.frames import MAX_MESSAGE
@@ -27,6 +28,8 @@ from labapex_server.lib.files import secret_file
 from labapex_server.marketplace import executables, releases
 from labapex_server.marketplace import services as marketplace
 from labapex_server.verification import services as verification
+
+_APPLICATION = "labapex_server.asgi.application"
 
 
 class Command(BaseCommand):
@@ -45,8 +48,7 @@ class Command(BaseCommand):
         keys.verdict_key(), keys.wrap(b"", "first use"), trust.chain()
         login = _first_login()
         _build_runner()
-        from labapex_server.asgi import application  # takes its time, which is not to be the workers'
-
+        application = import_string(_APPLICATION)  # takes its time, which is not to be the workers'
         marketplace.forgive_silence()
         verification.forgive_silence()
         embedded = settings.LABAPEX.embedded() and not options["no_pipeline"]
