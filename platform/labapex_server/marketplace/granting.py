@@ -1,0 +1,118 @@
+"""Granting: which job a worker is promised, under which terms, and who bears the lease's token."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+import uuid
+from datetime import timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.db import transaction
+
+from labapex.protocol.contract import Environment, Handover
+from labapex.protocol.states import JobState, LeaseState
+from labapex.sealing import sign
+from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Job
+from labapex_server.lib import builds, clock, tolerances, trust
+from labapex_server.marketplace import executables
+from labapex_server.marketplace.classes import another_class, own_class
+from labapex_server.marketplace.handover import predecessor
+from labapex_server.marketplace.living import alive
+from labapex_server.marketplace.models import LIVE, Lease
+from labapex_server.marketplace.pricing import Work, estimate, price_per_epoch
+from labapex_server.workers.models import Worker
+
+_CANDIDATES = 20
+
+
+def lease(worker: Worker) -> tuple[Lease, str] | None:
+    """Promise the job that waits longest to this worker: the lease and its bearer token, which is shown this once.
+
+    None where nothing waits, or where the worker holds a lease that it has not finished. Jobs on which a worker of its class
+    could not be judged are passed over, once an executable has told its class, and so are jobs whose budget does not cover
+    the worker's price, and jobs that ask for more speed than it has shown; those whose run another class began, for
+    `handover_wait_seconds`; and for good those in which something false was found of this worker. A worker whose torch is a
+    stranger's gets none, until it connects anew.
+    """
+    if worker.banned or alive(worker).exclude(state=LeaseState.FINISHED.value).exists():
+        return None
+    told = Worker.objects.only("environment", "torch_build", "speed").filter(pk=worker.pk).first()
+    environment = Environment.model_validate(told.environment) if told and told.environment else None
+    if told and environment is not None and builds.stranger(environment.torch, told.torch_build or None) is not None:
+        return None
+    false = Lease.objects.filter(worker=worker, state=LeaseState.REJECTED.value).values("job_id")
+    waiting = Job.objects.filter(state=JobState.QUEUED.value).exclude(pk__in=false)
+    waiting = waiting.exclude(spec__min_speed__gt=(told and told.speed) or 0.0)
+    for job in waiting.order_by("created_at")[:_CANDIDATES]:
+        granted = _grant(job, worker, environment)
+        if granted is not None:
+            return granted
+    return None
+
+
+def _grant(job: Job, worker: Worker, environment: Environment | None) -> tuple[Lease, str] | None:
+    config, now = settings.LABAPEX, clock.now()
+    lease_id, token = uuid.uuid4(), secrets.token_urlsafe(32)
+    before = predecessor(job, environment)
+    if before is not None:
+        terms = executables.continued(before, _handovers(job), lease=lease_id)
+    else:  # nobody can know a seed before: it decides initial weights, order and all other randomness
+        terms = executables.contract(job, lease=lease_id, seed=secrets.token_hex(32))
+    if environment is not None:
+        there = environment.model_copy(update={"threads": terms.threads})
+        if tolerances.gap(there, own_class(job, terms), terms) is not None or another_class(before, there):
+            return None
+    expires = int(time.time() + config.lease_limit_seconds)
+    manifest = executables.manifest(job, terms=terms, worker=worker.pk, expires_at=expires, before=before)
+    work: Work = {
+        "price_per_hour": worker.price_per_hour,
+        "iteration_seconds": job.iteration_seconds or 0.0,
+        "iterations_per_epoch": terms.facts.iterations_per_epoch,
+        "epochs": terms.epochs,
+    }
+    if estimate(**work) > job.budget:
+        return None
+    price = price_per_epoch(**work, budget=job.budget)
+    with transaction.atomic():
+        reason = f"given to {worker.name}"
+        if terms.after is not None:
+            reason += f", to go on from iteration {terms.after.step}"
+        handovers = job.handovers if before is not None else []
+        if not jobs.advance(job, JobState.LEASED, reason=reason, price_per_epoch=price, handovers=handovers):
+            return None
+        granted = Lease.objects.create(
+            id=lease_id,
+            job=job,
+            worker=worker,
+            seed=terms.seed,
+            price_per_epoch=price,
+            contract=terms.model_dump(mode="json"),
+            manifest=manifest.model_dump(mode="json"),
+            manifest_signature=sign(trust.private("manifest", manifest.key), manifest),
+            token_digest=_digest(token),
+            granted_at=now,
+            heartbeat_at=now,
+            expires_at=now + timedelta(seconds=config.lease_seconds),
+        )
+    return granted, token
+
+
+def _handovers(job: Job) -> tuple[Handover, ...]:
+    return tuple(Handover.model_validate(each) for each in job.handovers)
+
+
+def authenticate(lease_id: UUID, token: str) -> Lease | None:
+    """The live lease that this bearer token belongs to."""
+    found = Lease.objects.select_related("job", "worker").filter(pk=lease_id, state__in=LIVE).first()
+    # Compared also where there is no such lease: the time taken does not tell.
+    matches = hmac.compare_digest(found.token_digest if found else "0" * 64, _digest(token))
+    return found if found is not None and matches and not found.worker.banned else None
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
