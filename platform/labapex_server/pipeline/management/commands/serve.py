@@ -29,8 +29,6 @@ from labapex_server.marketplace import executables, releases
 from labapex_server.marketplace import services as marketplace
 from labapex_server.verification import services as verification
 
-_APPLICATION = "labapex_server.asgi.application"
-
 
 class Command(BaseCommand):
     help = "Serve the platform: web, sockets and pipeline in one process. Sets up what is missing."
@@ -48,7 +46,7 @@ class Command(BaseCommand):
         keys.verdict_key(), keys.wrap(b"", "first use"), trust.chain()
         login = _first_login()
         _build_runner()
-        application = import_string(_APPLICATION)  # takes its time, which is not to be the workers'
+        application = import_string(settings.ASGI_APPLICATION)  # takes its time, which is not to be the workers'
         marketplace.forgive_silence()
         verification.forgive_silence()
         embedded = settings.LABAPEX.embedded() and not options["no_pipeline"]
