@@ -8,9 +8,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from uuid import UUID
 
 import labapex
 from labapex import sandbox
@@ -27,6 +27,8 @@ from labapex.protocol.frames import (
 )
 from labapex_worker import supervisor, trial_program
 from labapex_worker.config import Config
+from labapex_worker.owner import Owner
+from labapex_worker.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -92,29 +94,37 @@ class Program:
 class Trials:
     """At most one at a time, with its files in `folder`; what it says goes out by `send`."""
 
-    def __init__(self, folder: Path, send: Callable[[TrialReady | TrialAnswer | TrialPart], None]) -> None:
-        self._folder, self._send = folder, send
+    def __init__(
+        self,
+        folder: Path,
+        owner: Owner,
+        tasks: Tasks,
+        send: Callable[[TrialReady | TrialAnswer | TrialPart], None],
+    ) -> None:
+        self._folder, self._owner, self._tasks, self._send = folder, owner, tasks, send
         self._program: Program | None = None
 
-    def heed(
-        self, asked: TrialPrepare | TrialBegin | TrialShow | TrialOver, config: Config
-    ) -> Coroutine[Any, Any, None] | None:
-        """Begin or end a trial; what takes long is returned, to be run beside other things."""
+    def heed(self, asked: TrialPrepare | TrialBegin | TrialShow | TrialOver) -> None:
+        """Begin a trial, go on with it or end it; what takes long is done beside other things."""
         if isinstance(asked, TrialPrepare):
             self.end()
             log.info("the platform measures the speed of this host")
             try:
                 # In this thread: the program dies with the thread that started it.
-                self._program = Program(asked, self._folder, config)
+                self._program = Program(asked, self._folder, self._owner.config)
             except (LabApexError, OSError) as error:
-                self._send(TrialReady(trial=asked.trial, problem=str(error)[:500]))
-                return None
+                self.decline(asked.trial, str(error))
+                return
         if self._program is None or self._program.asked.trial != asked.trial:
-            return None  # of another connection
+            return  # of another connection
         if isinstance(asked, TrialOver):
             self.end()
-            return None
-        return self._step(self._program, asked)
+        else:
+            self._tasks.spawn(self._step(self._program, asked))
+
+    def decline(self, trial: UUID, reason: str) -> None:
+        """Say why there can be none."""
+        self._send(TrialReady(trial=trial, problem=reason[:500]))
 
     def end(self) -> None:
         program, self._program = self._program, None
@@ -135,5 +145,5 @@ class Trials:
         except LabApexError as error:
             if program is self._program:  # not one that was ended meanwhile
                 log.warning("%s", error)
-                self._send(TrialReady(trial=asked.trial, problem=str(error)[:500]))
+                self.decline(asked.trial, str(error))
                 self.end()
