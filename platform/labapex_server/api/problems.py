@@ -24,7 +24,7 @@ def handle(error: Exception, context: dict[str, Any]) -> HttpResponseBase:
     path = context["request"].path
     if status >= 500:
         log.error("%s could not be answered", path, exc_info=error)
-    response = problem(status, code, detail, instance=path, errors=getattr(error, "errors", None))
+    response = problems.response(status, code, detail, instance=path, errors=getattr(error, "errors", None))
     if isinstance(error, exceptions.APIException):
         if header := getattr(error, "auth_header", None):
             response["WWW-Authenticate"] = header
@@ -33,16 +33,9 @@ def handle(error: Exception, context: dict[str, Any]) -> HttpResponseBase:
     return response
 
 
-def problem(
-    status: int, code: str, detail: str, *, instance: str | None = None, errors: dict[str, str] | None = None
-) -> HttpResponse:
-    document = problems.document(status, code, detail, instance=instance, errors=errors)
-    return HttpResponse(document.model_dump_json(), status=status, content_type="application/problem+json")
-
-
 @csrf_exempt
 def nothing_here(request: HttpRequest) -> HttpResponse:
-    return problem(404, "not-found", "there is nothing at this address; see /api/", instance=request.path)
+    return problems.response(404, "not-found", "there is nothing at this address; see /api/", instance=request.path)
 
 
 def _describe(error: Exception) -> tuple[int, str, str]:

@@ -24,8 +24,8 @@ from labapex_server.accounts.services import TokenRefused
 from labapex_server.api import limits
 from labapex_server.api.authentication import NO_TOKEN, SCHEME, demand, token_of
 from labapex_server.jobs import blobs
-from labapex_server.lib.errors import Missing, OffsetMismatch, Refused, TooLarge
-from labapex_server.lib.http import Receive, Scope, Send, content_length, drain, headers, problem, respond
+from labapex_server.lib.errors import Missing, NeedsLength, OffsetMismatch, Refused, TooLarge
+from labapex_server.lib.http import Left, Receive, Scope, Send, body, content_length, drain, headers, problem, respond
 from labapex_server.telemetry.offload import offload
 
 _PATH = re.compile(r"/api/v1/blobs/([0-9a-f]{64})/")
@@ -37,16 +37,6 @@ _BUSY_SECONDS = 2.0
 
 _pool = ThreadPoolExecutor(16, thread_name_prefix="upload")
 _uploading: Counter[int] = Counter()
-
-
-class NeedsLength(Refused):
-    status = 411
-    code = "length-required"
-
-
-class Slow(Refused):
-    status = 408
-    code = "too-slow"
 
 
 class Busy(Refused):
@@ -67,7 +57,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
             send, error.status, error.code, str(error), instance=scope["path"], extra=dict(_extra_fields(error))
         )
         await drain(receive)
-    except _Left:
+    except Left:
         return
     else:
         await respond(send, 201 if new else 200)
@@ -98,7 +88,7 @@ async def _put(scope: Scope, receive: Receive) -> bool:
         raise Missing("a file's address is its SHA-256 in 64 lower-case hexadecimal digits")
     length = content_length(fields)
     if length is None:
-        raise NeedsLength("send Content-Length, and no chunked encoding")
+        raise NeedsLength
     offset, size = _range(fields.get("content-range"), length)
     if size > settings.LABAPEX.blob_limit_bytes:
         raise TooLarge(f"the file has {size} bytes; at most {settings.LABAPEX.blob_limit_bytes} are accepted")
@@ -134,8 +124,8 @@ async def _store(user: User, digest: str, offset: int, size: int, receive: Recei
     try:
         await _pump(receive, pipe, storing)
     except BaseException as error:
-        pipe.fail(error if isinstance(error, Refused) else _Left())
-        if isinstance(error, Refused | _Left):
+        pipe.fail(error if isinstance(error, Refused) else Left())
+        if isinstance(error, Refused | Left):
             return await storing  # which raises it, after it has cleaned up
         raise
     return await storing
@@ -143,19 +133,11 @@ async def _store(user: User, digest: str, offset: int, size: int, receive: Recei
 
 async def _pump(receive: Receive, pipe: _Pipe, storing: asyncio.Future[bool]) -> None:
     """Body to pipe, until the body ends or the other end has what it needs."""
-    more = True
-    while more and not storing.done():
-        try:
-            async with asyncio.timeout(_IDLE_SECONDS):
-                event = await receive()
-        except TimeoutError:
-            raise Slow(
-                f"nothing came for {_IDLE_SECONDS:.0f} seconds; go on from where it is, or send the file again"
-            ) from None
-        if event["type"] == "http.disconnect":
-            raise _Left
-        more = event.get("more_body", False)
-        await pipe.put(event.get("body", b""))
+    advice = "go on from where it is, or send the file again"
+    async for part in body(receive, idle=_IDLE_SECONDS, advice=advice):
+        await pipe.put(part)
+        if storing.done():
+            break
     pipe.close()
 
 
@@ -166,10 +148,6 @@ def _work(user: User, digest: str, pipe: _Pipe, offset: int, size: int) -> bool:
     finally:
         pipe.abandon()
         close_old_connections()
-
-
-class _Left(Exception):
-    """The client went away."""
 
 
 class _Pipe:

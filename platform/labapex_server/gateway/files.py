@@ -24,19 +24,18 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from uuid import UUID
 
 from django.conf import settings
 
 from labapex.errors import LabApexError
 from labapex.executable import Layout
-from labapex.protocol.api import Problem
 from labapex.protocol.states import LeaseState
-from labapex_server.gateway.connection import Receive, Send
 from labapex_server.jobs import packages
 from labapex_server.lib import clock
-from labapex_server.lib.errors import Missing, Refused, TooLarge
+from labapex_server.lib.errors import Missing, NeedsLength, Refused, TooLarge
+from labapex_server.lib.http import Left, Receive, Scope, Send, body, content_length, headers, problem, respond
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry.offload import offload
@@ -66,16 +65,6 @@ class Late(Refused):
     code = "too-late"
 
 
-class Slow(Refused):
-    status = 408
-    code = "too-slow"
-
-
-class NeedsLength(Refused):
-    status = 411
-    code = "length-required"
-
-
 class BadRange(Refused):
     status = 416
     code = "bad-range"
@@ -91,37 +80,33 @@ class Busy(Refused):
     code = "too-many-uploads"
 
 
-class Left(Exception):
-    pass
-
-
-async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+async def application(scope: Scope, receive: Receive, send: Send) -> None:
     """One request."""
     found = PATH.fullmatch(scope["path"])
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+    fields = headers(scope)
     try:
         if found is None:
             raise Missing("there is nothing here")
-        lease = await _authenticated(found[1], headers)
+        lease = await _authenticated(found[1], fields)
         if found[4] != "chunks" and scope["method"] in ("GET", "HEAD"):
-            await _download(await _served(lease, found), scope["method"], headers, receive, send)
+            await _download(await _served(lease, found), scope["method"], fields, receive, send)
         elif found[4] and scope["method"] == "PUT":
-            new = await _upload(_Wanted(lease, found[4], int(found[5])), headers, receive)
-            await _respond(send, 200, b'{"stored":true,"new":%s}\n' % (b"true" if new else b"false"))
+            new = await _upload(_Wanted(lease, found[4], int(found[5])), fields, receive)
+            await respond(send, 200, b'{"stored":true,"new":%s}\n' % (b"true" if new else b"false"))
         else:
             text = "GET an executable, a wheel or a state, PUT chunks or a state"
-            await _problem(send, 405, "method-not-allowed", text)
+            await problem(send, 405, "method-not-allowed", text)
     except Refused as error:
-        await _problem(send, error.status, error.code, str(error))
+        await problem(send, error.status, error.code, str(error))
     except Left:
         return
     except LabApexError:
         log.exception("a lease's file could not be served")
-        await _problem(send, 500, "unavailable", "the platform could not do this; try again later")
+        await problem(send, 500, "unavailable", "the platform could not do this; try again later")
 
 
-async def _authenticated(lease: str, headers: dict[str, str]) -> Lease:
-    scheme, _, token = headers.get("authorization", "").partition(" ")
+async def _authenticated(lease: str, fields: dict[str, str]) -> Lease:
+    scheme, _, token = fields.get("authorization", "").partition(" ")
     try:
         identity = UUID(lease)
     except ValueError:
@@ -148,8 +133,8 @@ async def _served(lease: Lease, found: re.Match[str]) -> Layout:
     return await offload(_state, lease, int(found[5]))
 
 
-async def _download(made: Layout, method: str, headers: dict[str, str], receive: Receive, send: Send) -> None:
-    start, stop, partial = _range(headers, made.size)
+async def _download(made: Layout, method: str, asked: dict[str, str], receive: Receive, send: Send) -> None:
+    start, stop, partial = _range(asked, made.size)
     fields = [
         (b"content-type", b"application/octet-stream"),
         (b"content-length", str(stop - start).encode()),
@@ -178,9 +163,9 @@ def _state(lease: Lease, index: int) -> Layout:
     return Layout((path,), (path.stat().st_size,))
 
 
-def _range(headers: dict[str, str], size: int) -> tuple[int, int, bool]:
+def _range(fields: dict[str, str], size: int) -> tuple[int, int, bool]:
     """(first byte, byte after the last, whether a range was asked for). A form that we do not know means everything."""
-    found = RANGE.fullmatch(headers.get("range", ""))
+    found = RANGE.fullmatch(fields.get("range", ""))
     if found is None:
         return 0, size, False
     start, stop = int(found[1]), size if found[2] is None else min(int(found[2]) + 1, size)
@@ -266,12 +251,12 @@ class _Wanted:
         return size
 
 
-async def _upload(wanted: _Wanted, headers: dict[str, str], receive: Receive) -> bool:
+async def _upload(wanted: _Wanted, fields: dict[str, str], receive: Receive) -> bool:
     """Take one file in. False: it was there already, and its bytes were not read."""
-    length = headers.get("content-length", "")
-    if not (length.isascii() and length.isdigit() and len(length) < 18):
-        raise NeedsLength("send Content-Length, and no chunked encoding")
-    seconds = await offload(wanted.seconds, int(length))
+    length = content_length(fields)
+    if length is None:
+        raise NeedsLength
+    seconds = await offload(wanted.seconds, length)
     if seconds is None:
         return False
     lease = wanted.lease.pk
@@ -279,7 +264,7 @@ async def _upload(wanted: _Wanted, headers: dict[str, str], receive: Receive) ->
         raise Busy(f"{UPLOADS_PER_LEASE} uploads of this lease are under way; wait for one to end")
     _uploading[lease] += 1
     try:
-        await _take_in(wanted, int(length), seconds, receive)
+        await _take_in(wanted, length, seconds, receive)
     finally:
         _uploading[lease] -= 1
         if not _uploading[lease]:
@@ -307,46 +292,20 @@ async def _spool(path: Path, size: int, receive: Receive) -> None:
     file: BinaryIO = await offload(_create, path)
     try:
         received, waiting = 0, bytearray()
-        more = True
-        while more:
-            event = await _soon(receive)
-            if event["type"] == "http.disconnect":
-                raise Left
-            more = event.get("more_body", False)
-            waiting += event.get("body", b"")
-            received += len(event.get("body", b""))
+        async for part in body(receive, idle=IDLE_SECONDS, advice="send the file again"):
+            waiting += part
+            received += len(part)
             if received > size:
                 raise Unprocessable(f"more than the announced {size} bytes")
-            if len(waiting) >= CHUNK or not more:
+            if len(waiting) >= CHUNK:
                 await offload(file.write, bytes(waiting))
                 waiting.clear()
         if received != size:
             raise Unprocessable(f"the upload ended after {received} of {size} bytes; send it again")
+        await offload(file.write, bytes(waiting))
     finally:
         await offload(file.close)
 
 
-async def _soon(receive: Receive) -> Any:
-    try:
-        async with asyncio.timeout(IDLE_SECONDS):
-            return await receive()
-    except TimeoutError:
-        raise Slow(f"nothing came for {IDLE_SECONDS:.0f} seconds; send the file again") from None
-
-
 def _create(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-
-
-# -- answers -----------------------------------------------------------------------------------------------------------
-
-
-async def _problem(send: Send, status: int, code: str, detail: str) -> None:
-    body = Problem(title=code.replace("-", " "), status=status, detail=detail, code=code)
-    await _respond(send, status, body.model_dump_json().encode(), kind=b"application/problem+json")
-
-
-async def _respond(send: Send, status: int, body: bytes, *, kind: bytes = b"application/json") -> None:
-    fields = [(b"content-type", kind), (b"content-length", str(len(body)).encode()), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})

@@ -8,8 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from django.views.decorators.http import require_GET
 
 from labapex.protocol.canonical import canonical
-from labapex_server.gateway.views import problem
-from labapex_server.lib import trust
+from labapex_server.lib import problems, trust
 from labapex_server.marketplace import releases
 
 RANGE = re.compile(r"bytes=([0-9]{1,18})-")
@@ -26,7 +25,7 @@ def agent(request: HttpRequest) -> HttpResponse:
     """The `SignedRelease` of the agent that is offered; 404 where none is."""
     offered = releases.agent()
     if offered is None:
-        return problem(404, "not-found", "no agent is released here")
+        return problems.response(404, "not-found", "no agent is released here")
     return HttpResponse(canonical(offered), content_type="application/json")
 
 
@@ -35,11 +34,11 @@ def wheel(request: HttpRequest, digest: str) -> HttpResponse:
     """The offered agent's wheel, from `Range: bytes=N-` on where that is asked for. A wheel is small: it fits into memory."""
     content = releases.wheel(digest)
     if content is None:
-        return problem(404, "not-found", "this agent is not offered here, or not any more")
+        return problems.response(404, "not-found", "this agent is not offered here, or not any more")
     asked = RANGE.fullmatch(request.headers.get("Range", ""))
     first = int(asked[1]) if asked else 0
     if first >= len(content):
-        return problem(416, "bad-range", f"it has {len(content)} bytes")
+        return problems.response(416, "bad-range", f"it has {len(content)} bytes")
     answer = HttpResponse(content[first:], content_type="application/octet-stream", status=206 if asked else 200)
     if asked:
         answer["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"

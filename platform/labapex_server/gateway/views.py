@@ -10,10 +10,10 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 from labapex.errors import MalformedInput, Tampered
-from labapex.protocol.api import EarningsRequest, EnrolReply, EnrolRequest, Problem, earnings_bytes
+from labapex.protocol.api import EarningsRequest, EnrolReply, EnrolRequest, earnings_bytes
 from labapex.protocol.canonical import parse
 from labapex.sealing import verify
-from labapex_server.lib import clock
+from labapex_server.lib import clock, problems
 from labapex_server.lib.errors import Refused
 from labapex_server.verification import earnings
 from labapex_server.workers import services as workers
@@ -41,9 +41,9 @@ def enrol(request: HttpRequest) -> HttpResponse:
         asked = parse(EnrolRequest, request.read(MAX_BODY + 1), limit=MAX_BODY)
         worker = workers.enrol(asked.code, asked.name, asked.public_key)
     except MalformedInput as error:
-        return problem(400, "malformed", str(error))
+        return problems.response(400, "invalid", str(error))
     except Refused as error:
-        return problem(error.status, error.code, str(error))
+        return problems.response(error.status, error.code, str(error))
     reply = EnrolReply(worker=worker.pk)
     return HttpResponse(reply.model_dump_json(), content_type="application/json", status=201)
 
@@ -57,10 +57,12 @@ def earned(request: HttpRequest) -> HttpResponse:
     try:
         asked = parse(EarningsRequest, request.read(MAX_BODY + 1), limit=MAX_BODY)
     except MalformedInput as error:
-        return problem(400, "malformed", str(error))
+        return problems.response(400, "invalid", str(error))
     now = clock.now().timestamp()
     if abs(now - asked.at) > CLOCK_SECONDS:
-        return problem(401, "clock", f"the host's clock differs by {abs(now - asked.at):.0f} seconds; set it right")
+        return problems.response(
+            401, "clock", f"the host's clock differs by {abs(now - asked.at):.0f} seconds; set it right"
+        )
     worker = Worker.objects.select_related("owner").filter(pk=asked.worker).first()
     try:
         text = earnings_bytes(worker=asked.worker, at=asked.at, skip=asked.skip)
@@ -68,16 +70,20 @@ def earned(request: HttpRequest) -> HttpResponse:
     except Tampered:
         worker = None
     if worker is None:
-        return problem(401, "unknown-worker", "this worker is not enrolled here; enrol it with a code from the portal")
+        return problems.response(
+            401, "unknown-worker", "this worker is not enrolled here; enrol it with a code from the portal"
+        )
     return HttpResponse(earnings.of(worker, skip=asked.skip).model_dump_json(), content_type="application/json")
 
 
 def _too_much(request: HttpRequest, what: str, tries: int) -> HttpResponse | None:
     """The refusal of a request that is too big, or one too many of its address."""
     if not _may_try(f"gateway.{what}.{request.META.get('REMOTE_ADDR', '')}", tries):
-        return problem(429, "too-many-requests", "too many tries from this address; wait a minute")
+        throttled = problems.response(429, "throttled", "too many tries from this address; wait a minute")
+        throttled["Retry-After"] = str(WINDOW_SECONDS)
+        return throttled
     if int(request.META.get("CONTENT_LENGTH") or 0) > MAX_BODY:
-        return problem(413, "too-large", f"at most {MAX_BODY} bytes are accepted")
+        return problems.response(413, "too-large", f"at most {MAX_BODY} bytes are accepted")
     return None
 
 
@@ -87,8 +93,3 @@ def _may_try(key: str, tries: int) -> bool:
         return cache.incr(key) <= tries
     except ValueError:  # it expired between the two lines: a new window
         return True
-
-
-def problem(status: int, code: str, detail: str) -> HttpResponse:
-    body = Problem(title=code.replace("-", " "), status=status, detail=detail, code=code)
-    return HttpResponse(body.model_dump_json(), content_type="application/problem+json", status=status)

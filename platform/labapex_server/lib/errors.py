@@ -23,6 +23,21 @@ class TooLarge(Refused):
     code = "too-large"
 
 
+class NeedsLength(Refused):
+    status = 411
+    code = "length-required"
+
+    def __init__(self) -> None:
+        super().__init__("send Content-Length, and no chunked encoding")
+
+
+class Slow(Refused):
+    """The body stopped coming."""
+
+    status = 408
+    code = "too-slow"
+
+
 class DigestMismatch(Refused):
     status = 422
     code = "digest-mismatch"

@@ -6,11 +6,12 @@ So limits, and uploads that are streamed, are raw ASGI.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from labapex_server.lib import problems
+from labapex_server.lib.errors import Slow
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -62,6 +63,25 @@ async def problem(
     """An error as RFC 9457 has it."""
     body = problems.document(status, code, detail, instance=instance).model_dump_json().encode()
     await respond(send, status, body, kind="application/problem+json", extra=extra)
+
+
+class Left(Exception):
+    """The client went away."""
+
+
+async def body(receive: Receive, *, idle: float, advice: str) -> AsyncIterator[bytes]:
+    """A request's body as it comes. Raises `Left`, and `Slow` with some advice when nothing came for `idle` seconds."""
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(idle):
+                event = await receive()
+        except TimeoutError:
+            raise Slow(f"nothing came for {idle:.0f} seconds; {advice}") from None
+        if event["type"] == "http.disconnect":
+            raise Left
+        more = event.get("more_body", False)
+        yield event.get("body", b"")
 
 
 async def drain(receive: Receive) -> None:

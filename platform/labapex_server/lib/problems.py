@@ -1,8 +1,10 @@
-"""What an error of the REST API is: an RFC 9457 document whose code is one of this table."""
+"""What an error over HTTP is, at every door: an RFC 9457 document whose code is one of this table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+from django.http import HttpResponse
 
 from labapex.protocol.api import Problem
 
@@ -26,6 +28,13 @@ MEANING = {
     "digest-mismatch": "The bytes are not those that were announced.",
     "idempotency-key-reused": "This idempotency key came with another request before.",
     "throttled": "Too many requests; Retry-After says in how many seconds to come again.",
+    "unknown-worker": "Worker: no such one is enrolled, or the request was not signed by its key.",
+    "clock": "Worker: the host's clock is off. The detail says by how much.",
+    "bad-token": "Worker: the token is none of a live lease.",
+    "bad-range": "Worker: there are no such bytes.",
+    "malformed-state": "Worker: what was handed in is not what was announced or asked for. The detail says why.",
+    "too-late": "Worker: the deadline for handing in is over.",
+    "too-many-uploads": "Worker: one upload of the lease has to end before the next begins.",
     "authorization-pending": "Device login: nobody has allowed it yet. Ask again after the interval.",
     "slow-down": "Device login: asked too soon. The interval is five seconds longer from now on.",
     "access-denied": "Device login: it was refused in the portal.",
@@ -51,3 +60,11 @@ def document(
         code=code,
         errors=dict(errors) if errors else None,
     )
+
+
+def response(
+    status: int, code: str, detail: str, *, instance: str | None = None, errors: Mapping[str, str] | None = None
+) -> HttpResponse:
+    """`document` as Django's answer."""
+    body = document(status, code, detail, instance=instance, errors=errors).model_dump_json()
+    return HttpResponse(body, status=status, content_type="application/problem+json")
