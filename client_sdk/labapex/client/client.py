@@ -27,7 +27,7 @@ from pydantic import Field
 from labapex import bundle, sealing
 from labapex.certificate import CertificateBundle, PlatformKeys, check
 from labapex.client import credentials, parents, uploads
-from labapex.client.connection import MAX_REPLY, Connection
+from labapex.client.connection import MAX_REPLY, Connection, Request
 from labapex.errors import (
     LabApexError,
     NotFound,
@@ -165,20 +165,20 @@ class Client:
 
     def logout(self) -> None:
         """Revoke the token that is used: it opens nothing any more, wherever it is."""
-        self._connection.call("DELETE", "/api/v1/tokens/current/", repeatable=False)
+        self._connection.call(Request("DELETE", "/api/v1/tokens/current/"), repeatable=False)
 
     def tokens(self) -> Iterator[TokenView]:
         """Your tokens on all pages, the newest first."""
         return self._pages(TokenPage, "tokens/")
 
     def revoke_token(self, token_id: int) -> None:
-        self._connection.call("DELETE", f"/api/v1/tokens/{token_id}/", repeatable=False)
+        self._connection.call(Request("DELETE", f"/api/v1/tokens/{token_id}/"), repeatable=False)
 
     def clock_skew(self) -> float | None:
         """Seconds by which the platform's clock is ahead of this machine's, to the second; None where it does not tell.
 
         Raises `PlatformUnreachable` where nobody answers: this needs no login."""
-        reply = self._connection.call("GET", "/api/v1/keys/", anonymous=True)
+        reply = self._connection.call(Request("GET", "/api/v1/keys/", anonymous=True))
         return self._connection.skew(reply.headers)
 
     def me(self) -> Me:
@@ -404,15 +404,15 @@ class Client:
         anonymous: bool = False,
     ) -> _M:
         content = body.model_dump_json().encode() if body else b"{}" if method == "POST" else None
-        reply = self._connection.call(
+        asked = Request(
             method,
             f"/api/v1/{path}",
             content=(lambda: content) if content is not None else None,
             headers={**({"Content-Type": "application/json"} if content is not None else {}), **(headers or {})},
             params=params,
-            repeatable=repeatable,
             anonymous=anonymous,
         )
+        reply = self._connection.call(asked, repeatable=repeatable)
         return parse(model, reply.body, limit=MAX_REPLY)
 
     def _pages(self, model: type[_P], path: str) -> Iterator[Any]:

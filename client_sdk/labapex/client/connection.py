@@ -6,7 +6,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TypeVar
 
@@ -60,8 +60,16 @@ class Reply:
     body: bytes
 
 
-Content = Callable[[], bytes | Iterator[bytes]]
-"""A request's body, made anew for each attempt."""
+@dataclass(frozen=True)
+class Request:
+    """What is asked. `content` makes the body, anew for each attempt; an `anonymous` one carries no token."""
+
+    method: str
+    path: str
+    content: Callable[[], bytes | Iterator[bytes]] | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] | None = None
+    anonymous: bool = False
 
 
 class Connection:
@@ -90,41 +98,16 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
-    def call(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: Content | None = None,
-        headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-        repeatable: bool = True,
-        anonymous: bool = False,
-    ) -> Reply:
+    def call(self, asked: Request, *, repeatable: bool = True) -> Reply:
         """Send a request and read the whole reply; a status from 300 on raises the error that it stands for.
 
-        A request that is not `repeatable` is sent again only where it never left; `anonymous` ones carry no token.
+        A request that is not `repeatable` is sent again only where it never left.
         """
+        return self.persist(lambda: self.send(asked), repeatable)
 
-        return self.persist(
-            lambda: self.send(method, path, content=content, headers=headers, params=params, anonymous=anonymous),
-            repeatable,
-        )
-
-    def send(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: Content | None = None,
-        headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-        anonymous: bool = False,
-        also: frozenset[int] = frozenset(),
-    ) -> Reply:
+    def send(self, asked: Request, *, also: frozenset[int] = frozenset()) -> Reply:
         """One attempt, for use within `persist`. A status in `also` is an answer, not an error."""
-        request = self._request(method, path, content=content, headers=headers, params=params, anonymous=anonymous)
-        with self._sent(request, also) as response:
+        with self._sent(asked, also) as response:
             return Reply(response.status_code, response.headers, _read(response))
 
     def skew(self, headers: httpx.Headers) -> float | None:
@@ -137,31 +120,22 @@ class Connection:
         """GET a body that is too large for memory; `receive` starts anew when the connection broke in between."""
 
         def once() -> None:
-            with self._sent(self._request("GET", path)) as response:
+            with self._sent(Request("GET", path)) as response:
                 receive(response.headers, response.iter_bytes(1 << 20))
 
         self.persist(once, True)
 
-    def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: Content | None = None,
-        headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
-        anonymous: bool = False,
-    ) -> httpx.Request:
-        sent = {"Accept": "application/json", "Accept-Encoding": "identity", **(headers or {})}
-        if not anonymous:
+    @contextlib.contextmanager
+    def _sent(self, asked: Request, also: frozenset[int] = frozenset()) -> Iterator[httpx.Response]:
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **asked.headers}
+        if not asked.anonymous:
             if self.token is None:
                 raise NotLoggedIn(f"you are not logged in to {self.url}; run `labapex login --url {self.url}`")
-            sent["Authorization"] = f"Bearer {self.token.text}"
-        body = content() if content else None
-        return self._http.build_request(method, self.url + path, content=body, headers=sent, params=params)
-
-    @contextlib.contextmanager
-    def _sent(self, request: httpx.Request, also: frozenset[int] = frozenset()) -> Iterator[httpx.Response]:
+            headers["Authorization"] = f"Bearer {self.token.text}"
+        body = asked.content() if asked.content else None
+        request = self._http.build_request(
+            asked.method, self.url + asked.path, content=body, headers=headers, params=asked.params
+        )
         response = self._http.send(request, stream=True)
         try:
             if response.status_code >= 300 and response.status_code not in also:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from labapex.client.connection import Connection
+from labapex.client.connection import Connection, Request
 from labapex.errors import LabApexError, PlatformUnreachable, UsageError
 
 _CHUNK = 1 << 18
@@ -23,15 +24,15 @@ def upload(connection: Connection, digest: str, size: int, path: Path, report: C
 
     def once() -> None:
         nonlocal offset
-        found = connection.send("HEAD", address, also=_MISSING)
+        found = connection.send(Request("HEAD", address), also=_MISSING)
         if found.status != 404:
             return
         offset = _offset(found.headers.get("Upload-Offset", "0"), size)
         headers = {"Content-Length": str(size - offset), "Content-Type": "application/octet-stream"}
         if offset:
             headers["Content-Range"] = f"bytes {offset}-{size - 1}/{size}"
-        start = offset
-        connection.send("PUT", address, content=lambda: _rest(path, start, size, report), headers=headers)
+        content = partial(_rest, path, offset, size, report)
+        connection.send(Request("PUT", address, content=content, headers=headers))
 
     while True:
         try:
