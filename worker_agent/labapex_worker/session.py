@@ -137,8 +137,7 @@ class Session:
     def connected(self) -> list[Effect]:
         self._connected, self._greeted, self._asked = True, False, False
         for work in self.works.values():
-            work.synced = work.asked = work.ended = work.reported = False
-            work.moved_at = None
+            work.reported = False
         return []
 
     def disconnected(self) -> list[Effect]:
@@ -347,7 +346,7 @@ class Session:
     def welcomed(self, lease: UUID, base: int, now: float) -> list[Effect]:
         """The platform holds `base` frames, whose hash was compared."""
         work = self.works.get(lease)
-        if work is None or not self._greeted or not self._open(work):
+        if work is None or not self._open(work):
             return []
         work.synced, work.ended, work.nacked, work.moved_at = True, False, -1, now
         work.base = max(work.base, base)
@@ -365,7 +364,7 @@ class Session:
     def nacked(self, message: Nack) -> list[Effect]:
         """A gap at the platform: send again from there."""
         work = self.works.get(message.lease)
-        if work is None or not work.synced or not work.base <= message.expected < work.cursor:
+        if work is None or not work.base <= message.expected < work.cursor:
             return []
         if work.nacked == message.expected:
             return []
@@ -414,7 +413,7 @@ class Session:
 
     def _resume(self, work: Work) -> list[Effect]:
         """Ask the platform anew what it holds of a log."""
-        work.synced = work.asked = work.ended = False
+        work.synced = work.asked = False
         work.moved_at = None
         return self._flush(work)
 
