@@ -28,10 +28,10 @@ from typing import IO, NoReturn
 
 import httpx
 
-from labapex.errors import LabApexError, MalformedInput, Tampered
+from labapex.errors import LabApexError, PlatformUnreachable, Tampered
 from labapex.protocol.canonical import parse
 from labapex.protocol.trust import Release, SignedRelease, order
-from labapex_worker import launch
+from labapex_worker import downloads, launch
 from labapex_worker.config import Home
 
 log = logging.getLogger(__name__)
@@ -153,21 +153,10 @@ def restart() -> NoReturn:
 async def look(http: httpx.AsyncClient) -> SignedRelease | None:
     """What the platform offers, not judged yet. Raises `LabApexError` where it cannot be read."""
     try:
-        async with http.stream("GET", PATH, headers={"Accept-Encoding": "identity"}) as response:
-            data = b""
-            async for chunk in response.aiter_raw(4096):
-                data += chunk
-                if len(data) > MAX_STATEMENT:
-                    raise MalformedInput(f"the statement of a release has more than {MAX_STATEMENT} bytes")
-    except httpx.TransportError as error:
-        raise UpdateFailed(
-            f"the platform does not say which agent is released: {error or type(error).__name__}"
-        ) from None
-    if response.status_code == 404:
-        return None
-    if not response.is_success:
-        raise UpdateFailed(f"the platform does not say which agent is released: it answers {response.status_code}")
-    return parse(SignedRelease, data, limit=MAX_STATEMENT)
+        data = await downloads.document(http, PATH, limit=MAX_STATEMENT, what="statement of the agent's release")
+    except PlatformUnreachable as error:
+        raise UpdateFailed(str(error)) from None
+    return None if data is None else parse(SignedRelease, data, limit=MAX_STATEMENT)
 
 
 def wanted(release: Release, shelf: Shelf) -> bool:
@@ -218,18 +207,11 @@ async def _download(http: httpx.AsyncClient, release: Release, file: IO[bytes]) 
 
 
 async def _download_once(http: httpx.AsyncClient, release: Release, file: IO[bytes], have: int) -> None:
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    async with http.stream("GET", f"{PATH}/{release.digest}", headers=headers) as response:
+    async with http.stream("GET", f"{PATH}/{release.digest}", headers=downloads.from_byte(have)) as response:
         if response.status_code not in (200, 206):
             raise UpdateFailed(f"the platform refuses the agent with status {response.status_code}")
-        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if have and not (response.status_code == 206 and resumed):
-            file.truncate(0)  # it begins anew, so do we
-            file.seek(0)
-        async for chunk in response.aiter_raw():
-            if file.tell() + len(chunk) > release.size:
-                raise Tampered(f"version {release.version} of the agent has more bytes than were released")
-            file.write(chunk)
+        what = f"version {release.version} of the agent"
+        await downloads.go_on(response, file, have=have, size=release.size, what=what)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

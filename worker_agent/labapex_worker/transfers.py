@@ -20,6 +20,7 @@ from labapex.proof import chunks, merkle, statefile
 from labapex.protocol.canonical import digest
 from labapex.protocol.frames import Grant
 from labapex.protocol.requirements import Lock, Wheel
+from labapex_worker import downloads
 from labapex_worker.config import Config
 from labapex_worker.connection import backoff
 from labapex_worker.supervisor import Folder
@@ -115,23 +116,14 @@ async def _download(http: httpx.AsyncClient, grant: Grant, what: str, target: Pa
 async def _download_once(
     http: httpx.AsyncClient, grant: Grant, what: str, file: IO[bytes], have: int, size: int
 ) -> None:
-    headers = {"Authorization": f"Bearer {grant.token}", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
+    headers = {"Authorization": f"Bearer {grant.token}", **downloads.from_byte(have)}
     async with http.stream("GET", f"/gateway/leases/{grant.lease}/{what}", headers=headers) as response:
         if response.status_code >= 500 or response.status_code in (408, 429):
             log.warning("lease %s: the platform answers %d", grant.lease, response.status_code)
             return
         if response.status_code not in (200, 206):
             raise TransferFailed(f"the platform refuses {what} with status {response.status_code}")
-        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if have and not (response.status_code == 206 and resumed):
-            file.truncate(0)  # it begins anew, so do we
-            file.seek(0)
-        async for chunk in response.aiter_raw():
-            if file.tell() + len(chunk) > size:
-                raise Tampered(f"{what} has more than the {size} bytes that were promised")
-            file.write(chunk)
+        await downloads.go_on(response, file, have=have, size=size, what=what)
 
 
 def _settle(folder: Folder) -> None:

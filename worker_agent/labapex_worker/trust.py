@@ -18,6 +18,7 @@ from labapex.protocol.canonical import Message, parse
 from labapex.protocol.manifest import Manifest
 from labapex.protocol.trust import MAX_CHAIN, PublicKey, SignedRelease, TrustChain
 from labapex.trust import Trust
+from labapex_worker import downloads
 from labapex_worker.config import Config, Home
 
 log = logging.getLogger(__name__)
@@ -61,14 +62,17 @@ class Keeper:
     async def refresh(self, http: httpx.AsyncClient) -> None:
         """Learn what the platform shows now. Without an answer all stays as it was; what is refused is a `problem`."""
         try:
-            data = await _ask(http)
+            data = await downloads.document(http, PATH, limit=MAX_CHAIN, what="trust document")
         except PlatformUnreachable as error:
             log.warning("%s", error)
             return
         except MalformedInput as error:
             self._refuse(error)
             return
-        self.learn(data)
+        if data is None:
+            log.warning("the platform has no trust document")
+        else:
+            self.learn(data)
 
     def learn(self, data: bytes) -> None:
         """Take in a chain of trust documents as it was sent."""
@@ -123,22 +127,6 @@ def load(home: Home, config: Config) -> Trust | None:
 
 def save(path: Path, memory: Memory) -> None:
     durable.write(path, memory.model_dump_json(indent=2).encode())
-
-
-async def _ask(http: httpx.AsyncClient) -> bytes:
-    """Raises `PlatformUnreachable`, or `MalformedInput` for an answer that is too long."""
-    try:
-        async with http.stream("GET", PATH, headers={"Accept-Encoding": "identity"}) as response:
-            data = b""
-            async for chunk in response.aiter_raw(4096):
-                data += chunk
-                if len(data) > MAX_CHAIN:
-                    raise MalformedInput(f"the platform's trust documents have more than {MAX_CHAIN} bytes")
-    except httpx.TransportError as error:
-        raise PlatformUnreachable(f"no trust document from the platform: {error or type(error).__name__}") from None
-    if not response.is_success:
-        raise PlatformUnreachable(f"no trust document from the platform: it answers {response.status_code}")
-    return data
 
 
 def pin(root: bytes, chain: TrustChain) -> Memory:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json as json_module
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,10 +17,10 @@ from labapex.certificate import (
     check,
     check_weights,
 )
+from labapex.cli import files
 from labapex.cli.options import connect
 from labapex.cli.output import credits, one_line, print_json, say, stdout
-from labapex.errors import MalformedInput, UsageError, VerificationRejected
-from labapex.protocol.canonical import parse
+from labapex.errors import MalformedInput, VerificationRejected
 
 
 def is_certificate(file: Path) -> bool:
@@ -42,9 +41,9 @@ def verify(file: Path, *, keys: PlatformKeys | None, weights: Path | None, url: 
     trusted = keys or (client.platform_keys() if client else None)
     assert trusted is not None
     try:
-        certificate = check(_read(file), trusted)
+        certificate = check(files.document(CertificateBundle, file, limit=MAX_BUNDLE), trusted)
         if weights is not None:
-            check_weights(certificate.statement, _file_digest(weights))
+            check_weights(certificate.statement, files.sha256(weights))
         now = client.check_log(certificate.head, trusted.log) if client else None
     except MalformedInput as error:
         raise VerificationRejected(f"the certificate does not hold: {error}") from None
@@ -107,19 +106,3 @@ def _time(at: float) -> str:
         return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
     except (OverflowError, ValueError, OSError):
         return f"{at:g}"
-
-
-def _read(file: Path) -> CertificateBundle:
-    try:
-        with file.open("rb") as stream:
-            return parse(CertificateBundle, stream.read(MAX_BUNDLE + 1), limit=MAX_BUNDLE)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _file_digest(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from labapex.cli import files
 from labapex.cli.output import say
 from labapex.errors import UsageError
 from labapex.protocol.spec import MAX_CODE_BYTES, JobSpec, parse_spec
@@ -96,12 +97,10 @@ def find(path: Path) -> Path:
 def read(script: Path) -> Draft:
     """What the script itself says. It is parsed, not run. Raises `UsageError`."""
     try:
-        with script.open("rb") as file:
+        with files.reading(script) as file:
             tree = ast.parse(file.read(MAX_CODE_BYTES))
     except (SyntaxError, ValueError, RecursionError) as error:
         raise UsageError(f"{script} is not Python: {error}") from None
-    except OSError as error:
-        raise UsageError(f"{script} cannot be read: {error.strerror}") from None
     flag, epochs = next(_epoch_options(tree), (None, _assigned(tree) or 1))
     folder = script.resolve().parent
     data = "data" if (folder / "data").is_dir() and any((folder / "data").iterdir()) else None

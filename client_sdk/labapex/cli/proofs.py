@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex import sandbox
-from labapex.cli import report
+from labapex.cli import files, report
 from labapex.cli.options import JsonOption
 from labapex.cli.output import counted, headline, one_line, plain, print_json, say, size, stdout
 from labapex.client import check_verdict
@@ -323,10 +323,7 @@ def _reject(root: Path, rule: str, reason: str, json: bool) -> NoReturn:
 def read_calibration(path: Path) -> Calibration:
     """What `labapex calibrate` wrote. Raises `UsageError`."""
     try:
-        with path.open("rb") as file:
-            return parse(Calibration, file.read(MAX_CALIBRATION + 1), limit=MAX_CALIBRATION)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        return files.document(Calibration, path, limit=MAX_CALIBRATION)
     except MalformedInput as error:
         raise UsageError(f"{path} is no calibration: {error}") from None
 
@@ -335,10 +332,8 @@ def _policy(path: Path | None) -> verifier.AuditPolicy:
     if path is None:
         return verifier.AuditPolicy()
     try:
-        with path.open("rb") as file:
+        with files.reading(path) as file:
             return verifier.parse_policy(jsonlib.loads(file.read(_MAX_POLICY)))
-    except OSError as error:
-        raise UsageError(f"--policy: {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError):
         raise UsageError(f"--policy: {path} is no JSON document") from None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex.certificate import PlatformKeys
-from labapex.cli import certificates, proofs, report
+from labapex.cli import certificates, files, proofs, report
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
 from labapex.cli.output import credits, headline, one_line, plain, print_json, say, size, stdout
 from labapex.client import VerdictKey, check_verdict
@@ -137,7 +136,7 @@ def verify(
         certificates.verify(file, keys=both_keys(key) if key else None, weights=weights, url=url, json=json)
         return
     if file.is_file():
-        signed = _read_verdict(file)
+        signed = files.document(SignedVerdict, file, limit=_MAX_VERDICT)
         verdict = check_verdict(signed, read_keys(key)[0] if key else connect(url).verdict_key().public_key)
     else:
         if file.suffix == ".json" or "/" in what:
@@ -228,19 +227,6 @@ def read_key(text: str) -> bytes:
     return key
 
 
-def _read_verdict(file: Path) -> SignedVerdict:
-    try:
-        with file.open("rb") as stream:
-            return parse(SignedVerdict, stream.read(_MAX_VERDICT + 1), limit=_MAX_VERDICT)
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-
-
 def _check_weights(path: Path, verdict: Verdict) -> None:
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-    if digest != verdict.weights:
+    if (digest := files.sha256(path)) != verdict.weights:
         raise Tampered(f"{path} is not the file that the verdict names (its digest is {digest})")

@@ -4,7 +4,6 @@ portal and sees what the program will be able to do, and only then is there a to
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from datetime import timedelta
 
@@ -14,7 +13,7 @@ from django.db.models import F, Q
 from labapex.protocol.api import TokenTerms
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import DeviceLogin, Token, User
-from labapex_server.lib import clock
+from labapex_server.lib import clock, tokens
 from labapex_server.lib.errors import Refused
 
 LIFE_SECONDS = 600
@@ -52,8 +51,8 @@ def begin(terms: TokenTerms, *, address: str) -> tuple[str, str]:
         try:
             with transaction.atomic():
                 DeviceLogin.objects.create(
-                    device_digest=_digest(device),
-                    user_digest=_digest(letters),
+                    device_digest=tokens.digest(device),
+                    user_digest=tokens.digest(letters),
                     name=terms.name,
                     scopes=sorted({scope.value for scope in terms.scopes}),
                     days=terms.days,
@@ -71,7 +70,9 @@ def begin(terms: TokenTerms, *, address: str) -> tuple[str, str]:
 def waiting(user_code: str) -> DeviceLogin | None:
     """The request that this code stands for, as long as nobody decided on it. Spaces, hyphens and case do not matter."""
     letters = "".join(c for c in user_code.upper() if c.isalnum())[:100]
-    return DeviceLogin.objects.filter(user_digest=_digest(letters), decided_by=None, expires_at__gt=clock.now()).first()
+    return DeviceLogin.objects.filter(
+        user_digest=tokens.digest(letters), decided_by=None, expires_at__gt=clock.now()
+    ).first()
 
 
 def decide(request: DeviceLogin, user: User, *, allow: bool) -> bool:
@@ -83,7 +84,7 @@ def decide(request: DeviceLogin, user: User, *, allow: bool) -> bool:
 def poll(device_code: str) -> tuple[str, Token]:
     """The token's secret and row, once, after a person allowed it. Raises `Pending`, `SlowDown`, `Denied` or `Expired`."""
     now = clock.now()
-    found = DeviceLogin.objects.select_related("decided_by").filter(device_digest=_digest(device_code)).first()
+    found = DeviceLogin.objects.select_related("decided_by").filter(device_digest=tokens.digest(device_code)).first()
     if found is None or found.expires_at <= now:
         raise Expired("this login is unknown, used or too old; begin again with 'labapex login'")
     soonest = now - timedelta(seconds=found.interval)
@@ -101,7 +102,3 @@ def poll(device_code: str) -> tuple[str, Token]:
         if not rows.delete()[0]:  # another poll was first
             raise Expired("this login is unknown, used or too old; begin again with 'labapex login'")
         return accounts.new_token(found.decided_by, name=found.name, scopes=found.asked, days=found.days)
-
-
-def _digest(code: str) -> str:
-    return hashlib.sha256(code.encode()).hexdigest()

@@ -6,7 +6,6 @@ them, and us, tell a token from a typing error without asking a database.
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 import string
@@ -18,7 +17,7 @@ from django.db import transaction
 
 from labapex.protocol.api import TOKEN_DAYS, Scope
 from labapex_server.accounts.models import Token, User
-from labapex_server.lib import clock
+from labapex_server.lib import clock, tokens
 from labapex_server.lib.errors import Refused
 
 _PREFIX = "apex_"
@@ -55,7 +54,7 @@ def new_token(user: User, *, name: str, scopes: Iterable[Scope], days: int | Non
         user=user,
         name=name,
         prefix=secret[:_SHOWN],
-        digest=_digest(secret),
+        digest=tokens.digest(secret),
         scopes=granted,
         created_at=now,
         expires_at=None if days is None else now + timedelta(days=days),
@@ -71,7 +70,7 @@ def authenticate_token(secret: str) -> Token:
     hint = f"the token that begins with '{_printable(secret[:_SHOWN])}'"
     if not well_formed(secret):
         raise TokenRefused(f"{hint} is not one: it is cut, mistyped or of another site; log in with 'labapex login'")
-    digest = _digest(secret)
+    digest = tokens.digest(secret)
     token = Token.objects.select_related("user").filter(digest=digest).first()
     if token is None or not hmac.compare_digest(token.digest, digest):
         raise TokenRefused(f"{hint} is unknown here; log in again with 'labapex login'")
@@ -110,7 +109,3 @@ def _with_checksum(body: str) -> str:
 
 def _printable(text: str) -> str:
     return "".join(c if c.isascii() and c.isprintable() else "?" for c in text)
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 import time
@@ -18,7 +17,7 @@ from labapex.protocol.states import JobState, LeaseState
 from labapex.sealing import sign
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
-from labapex_server.lib import builds, clock, tolerances, trust
+from labapex_server.lib import builds, clock, tokens, tolerances, trust
 from labapex_server.marketplace import executables
 from labapex_server.marketplace.classes import another_class, own_class
 from labapex_server.marketplace.handover import predecessor
@@ -94,7 +93,7 @@ def _grant(job: Job, worker: Worker, environment: Environment | None) -> tuple[L
             contract=terms.model_dump(mode="json"),
             manifest=manifest.model_dump(mode="json"),
             manifest_signature=sign(trust.private("manifest", manifest.key), manifest),
-            token_digest=_digest(token),
+            token_digest=tokens.digest(token),
             granted_at=now,
             heartbeat_at=now,
             expires_at=now + timedelta(seconds=config.lease_seconds),
@@ -110,9 +109,5 @@ def authenticate(lease_id: UUID, token: str) -> Lease | None:
     """The live lease that this bearer token belongs to."""
     found = Lease.objects.select_related("job", "worker").filter(pk=lease_id, state__in=LIVE).first()
     # Compared also where there is no such lease: the time taken does not tell.
-    matches = hmac.compare_digest(found.token_digest if found else "0" * 64, _digest(token))
+    matches = hmac.compare_digest(found.token_digest if found else "0" * 64, tokens.digest(token))
     return found if found is not None and matches and not found.worker.banned else None
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()

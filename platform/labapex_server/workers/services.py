@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import secrets
 from collections.abc import Sequence
 from datetime import datetime
@@ -13,7 +12,7 @@ from django.db import IntegrityError, transaction
 
 from labapex.protocol.devices import Device
 from labapex_server.accounts.models import User
-from labapex_server.lib import clock
+from labapex_server.lib import clock, tokens
 from labapex_server.lib.errors import Conflict, Refused
 from labapex_server.workers.models import EnrolmentCode, Worker
 
@@ -22,17 +21,17 @@ def new_code(owner: User) -> tuple[str, datetime]:
     """A code that enrols one host of this owner, and until when."""
     code = secrets.token_hex(16)  # typed on a command line, where a leading "-" would make it a flag
     expires = clock.after(settings.LABAPEX.enrolment_seconds)
-    EnrolmentCode.objects.create(digest=_digest(code), owner=owner, created_at=clock.now(), expires_at=expires)
+    EnrolmentCode.objects.create(digest=tokens.digest(code), owner=owner, created_at=clock.now(), expires_at=expires)
     return code, expires
 
 
 @transaction.atomic
 def enrol(code: str, name: str, public_key: bytes) -> Worker:
     """Exchange a code for a worker. Raises `Refused` for an unknown, used or late code, `Conflict` for a known key."""
-    used = EnrolmentCode.objects.filter(digest=_digest(code), used_at=None, expires_at__gt=clock.now())
+    used = EnrolmentCode.objects.filter(digest=tokens.digest(code), used_at=None, expires_at__gt=clock.now())
     if used.update(used_at=clock.now()) != 1:
         raise Refused("this enrolment code is unknown, used or too old; make a new one on the workers page")
-    owner = EnrolmentCode.objects.select_related("owner").get(digest=_digest(code)).owner
+    owner = EnrolmentCode.objects.select_related("owner").get(digest=tokens.digest(code)).owner
     try:
         with transaction.atomic():
             return Worker.objects.create(
@@ -78,7 +77,3 @@ def paused(worker: Worker, reason: str) -> None:
 def forget_class(worker: Worker) -> None:
     """Of what class the host is will be told by its next executable: it may have another torch by now, or another device."""
     Worker.objects.filter(pk=worker.pk).update(environment=None, torch_build="")
-
-
-def _digest(code: str) -> str:
-    return hashlib.sha256(code.encode()).hexdigest()

@@ -25,8 +25,11 @@ from labapex_server.accounts.models import User
 from labapex_server.jobs import blobs
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
+from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
+from labapex_server.telemetry import services as telemetry
+from labapex_server.verification.models import Challenge
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Worker
 
@@ -150,3 +153,21 @@ def a_true_digest(index: int) -> str:
         file.write(a_true_state(index))
         file.flush()
         return merkle.root_of_hashes(statefile.tree(file)).hex()
+
+
+def a_challenge(run: Run) -> Challenge:
+    """The log is complete, and leaves 0 and 2 are asked for."""
+    for frame in run.executable.frames:
+        telemetry.ingest(run.host.worker.pk, frame)
+    telemetry.finish(run.host.worker.pk, run.executable.fin())
+    return Challenge.objects.create(
+        lease=run.lease,
+        round=1,
+        nonce="00" * 32,
+        indices=[0, 2],
+        wanted=[0, 2],
+        segments=[0],
+        evaluations=[],
+        issued_at=clock.now(),
+        deadline=clock.after(60),
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from tests.labapex_server.gateway.agent import A_CPU, Agent
-from tests.labapex_server.gateway.stage import Host, Run, a_host, a_run, key_request, queued_job
+from tests.labapex_server.gateway.stage import Host, Run, a_challenge, a_host, a_run, key_request, queued_job
 from tests.labapex_server.gateway.test_trial import SMALL, chain
 from tests.labapex_server.scenes import finished
 from tests.labapex_server.telemetry.executable import Executable, rehashed
@@ -60,7 +60,6 @@ from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.models import Frame
 from labapex_server.telemetry.offload import offload
 from labapex_server.verification import services as verification
-from labapex_server.verification.models import Challenge
 from labapex_server.workers import speed
 from labapex_server.workers.models import SpeedTrial, Worker
 
@@ -403,23 +402,6 @@ async def test_more_frames_than_may_be_in_flight_only_wait(
 
 
 # -- the challenge -----------------------------------------------------------------------------------------------------
-
-
-def a_challenge(run: Run) -> Challenge:
-    for frame in run.executable.frames:
-        telemetry.ingest(run.host.worker.pk, frame)
-    telemetry.finish(run.host.worker.pk, run.executable.fin())
-    return Challenge.objects.create(
-        lease=run.lease,
-        round=1,
-        nonce="00" * 32,
-        indices=[0, 2],
-        wanted=[0, 2],
-        segments=[0],
-        evaluations=[],
-        issued_at=clock.now(),
-        deadline=clock.after(60),
-    )
 
 
 async def test_a_challenge_is_passed_on_and_again_after_a_reconnect(platform: str, run: Run) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from django.db.models import F
 from tests import wheels
-from tests.labapex_server.gateway.stage import Host, Run, a_host, a_run, a_state, queued_job
+from tests.labapex_server.gateway.stage import Host, Run, a_challenge, a_host, a_run, a_state, queued_job
 from tests.labapex_server.scenes import finished
 
 from labapex import executable
@@ -26,7 +26,6 @@ from labapex_server.jobs.models import Job
 from labapex_server.lib import clock, trust
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
-from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.offload import offload
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge, OpenedState
@@ -55,20 +54,7 @@ async def http(platform: str) -> AsyncIterator[httpx.AsyncClient]:
 @pytest.fixture
 def challenged(run: Run) -> Run:
     """A run whose log is complete, of which leaves 0 and 2 are asked for."""
-    for frame in run.executable.frames:
-        telemetry.ingest(run.host.worker.pk, frame)
-    telemetry.finish(run.host.worker.pk, run.executable.fin())
-    Challenge.objects.create(
-        lease=run.lease,
-        round=1,
-        nonce="00" * 32,
-        indices=[0, 2],
-        wanted=[0, 2],
-        segments=[0],
-        evaluations=[],
-        issued_at=clock.now(),
-        deadline=clock.after(60),
-    )
+    a_challenge(run)
     return run
 
 
