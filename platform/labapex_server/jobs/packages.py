@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import re
 import sys
@@ -31,6 +32,8 @@ from labapex.protocol.requirements import MAX_WHEEL_BYTES, MAX_WHEELS, Lock, Pac
 from labapex_server.jobs.models import Job
 from labapex_server.lib import childprocess
 from labapex_server.lib.files import keep_file
+
+log = logging.getLogger(__name__)
 
 HOSTS = ("torch", "numpy", "safetensors")
 """What every host has: these, and what they need to run."""
@@ -237,7 +240,10 @@ def _size(folder: Path) -> int:
 
 def _failure(code: int, said: str, bound: tuple[Package, ...]) -> LabApexError:
     if code < 0 or "No module named pip" in said or any(sign in said for sign in _TROUBLE):
-        return IndexSilent(f"pip could not ask the index (exit {code}): {said[-1000:]}")
+        log.error("pip could not ask the index (exit %d): %s", code, said[-1000:])  # which names the operator's hosts
+        return IndexSilent(
+            "the platform could not ask its package index for the requirements; hand the job in again later"
+        )
     return NotToBeHad(plain(said, bound))
 
 

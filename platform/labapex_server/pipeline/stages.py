@@ -17,7 +17,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F
 
-from labapex.errors import SandboxUnavailable
+from labapex.errors import LabApexError, SandboxUnavailable
 from labapex.protocol.states import Fault, JobState
 from labapex.protocol.verdict import Verdict
 from labapex_server.jobs import services as jobs
@@ -75,7 +75,8 @@ def work(job_id: UUID, state: JobState, stage: Callable[[Job, Beat], None]) -> b
     if job is None:
         return False
     if job.stage_attempts > settings.LABAPEX.max_attempts and allowed(state, JobState.FAILED):
-        _give_up(job, f"the platform gave up after {job.stage_attempts - 1} attempts at this stage")
+        attempts = job.stage_attempts - 1
+        _give_up(job, f"the platform gave up after {attempts} attempts at this stage; during the last it was stopped")
         return True
 
     def beat() -> None:
@@ -89,9 +90,13 @@ def work(job_id: UUID, state: JobState, stage: Callable[[Job, Beat], None]) -> b
     except SandboxUnavailable as error:  # trying again mends nothing
         log.error("job %s: %s", job_id, error)
         _give_up(job, "the platform cannot run foreign code safely at the moment; nothing was charged")
-    except Exception:
+    except Exception as error:
         log.exception("job %s failed at stage %s, attempt %d", job_id, state, job.stage_attempts)
-        _rest(job, owner)
+        if job.stage_attempts >= settings.LABAPEX.max_attempts and allowed(state, JobState.FAILED):
+            cause = str(error) if isinstance(error, LabApexError) else "an error of its own, which its log has"
+            _give_up(job, f"the platform gave up after {job.stage_attempts} attempts at this stage; the last: {cause}")
+        else:
+            _rest(job, owner)
     else:
         jobs.release_claim(job_id, owner)
     return True

@@ -97,13 +97,17 @@ def test_requirements_that_cannot_be_met_are_told_in_pips_words_with_what_to_do(
 
 
 def test_an_index_that_does_not_answer_is_no_fault_of_the_requirements(
-    index: Path, monkeypatch: pytest.MonkeyPatch
+    index: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.setenv("PIP_INDEX_URL", "http://me:secret@127.0.0.1:9/simple")
-    with pytest.raises(packages.IndexSilent) as caught:
+    with pytest.raises(packages.IndexSilent, match="hand the job in again later") as caught:
         resolved("alpha")
-    assert "secret" not in str(caught.value)
+    assert "127.0.0.1" not in str(caught.value), (
+        "the client is told of it, and the operator's hosts are not the client's"
+    )
+    assert "127.0.0.1" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_wheels_that_are_too_large_together_are_refused(index: Path, settings: Any) -> None:

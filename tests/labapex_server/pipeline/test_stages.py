@@ -12,6 +12,7 @@ from labapex.protocol.states import Fault, JobState
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
+from labapex_server.jobs.packages import IndexSilent
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock
 from labapex_server.pipeline import conveyor, stages
@@ -82,13 +83,20 @@ def test_work_whose_claim_was_lost_is_dropped(researcher: User) -> None:
 
 
 @pytest.mark.django_db
-def test_a_stage_that_always_fails_ends_the_job_with_a_reason(researcher: User) -> None:
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (IndexSilent("the package index is silent"), "the last: the package index is silent"),
+        (RuntimeError("/home/operator has no room"), "the last: an error of its own, which its log has"),
+    ],
+)
+def test_a_stage_that_always_fails_ends_the_job_with_its_cause(researcher: User, error: Exception, cause: str) -> None:
     job = submitted(researcher)
 
     def stage(job: Job, beat: stages.Beat) -> None:
-        raise RuntimeError("the disk is full")
+        raise error
 
-    for attempt in range(1, 6):
+    for attempt in range(1, 5):
         assert stages.work(job.pk, JobState.SUBMITTED, stage)
         job.refresh_from_db()
         assert (job.state, job.stage_attempts) == (JobState.SUBMITTED, attempt)
@@ -97,7 +105,15 @@ def test_a_stage_that_always_fails_ends_the_job_with_a_reason(researcher: User) 
     assert stages.work(job.pk, JobState.SUBMITTED, stage)
     job.refresh_from_db()
     assert (job.state, Fault(job.fault)) == (JobState.FAILED, Fault.PLATFORM)
-    assert "5 attempts" in job.reason
+    assert job.reason == f"the platform gave up after 5 attempts at this stage; {cause}"
+
+
+@pytest.mark.django_db
+def test_a_platform_that_is_stopped_at_each_attempt_ends_the_job_and_says_so(researcher: User) -> None:
+    job = submitted(researcher)
+    Job.objects.update(stage_attempts=5)
+    assert stages.work(job.pk, JobState.SUBMITTED, stages.preflight)
+    assert Job.objects.get().reason.endswith("5 attempts at this stage; during the last it was stopped")
 
 
 @pytest.mark.django_db
