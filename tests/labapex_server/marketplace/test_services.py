@@ -3,13 +3,14 @@ from __future__ import annotations
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.labapex_server.gateway.stage import ENVIRONMENT, Host, a_host, a_run, key_request, queued_job
 
 from labapex.proof.tolerance import PHASES, Calibration, Phase
 from labapex.protocol.canonical import canonical
-from labapex.protocol.contract import TorchBuild
+from labapex.protocol.contract import Handover, TorchBuild
 from labapex.protocol.manifest import Manifest
 from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.sealing import open_release
@@ -327,6 +328,54 @@ def test_a_run_that_was_let_in_gets_its_keys_again_whatever_became_of_the_calibr
     sealed = marketplace.release_keys(Lease.objects.get(pk=lease.pk), request=request)
     (home / "tolerances" / "b.json").unlink()
     assert marketplace.release_keys(Lease.objects.get(pk=lease.pk), request=request) == sealed
+
+
+# -- going on with the run of another class ----------------------------------------------------------------------------
+
+
+def handed_over(job: Job, rig: Host) -> Lease:
+    """The host is lost, and the run can go on behind its first leaf."""
+    run = a_run(job, rig)
+    silence(run.lease)
+    marketplace.expire_silent(clock.now())
+    leaf = next(run.executable.leaves())
+    handover = Handover(lease=run.lease.pk, leaf=leaf, held=(leaf.index,))
+    assert marketplace.hand_over(marketplace.lost_lease(job), handover, "goes on")
+    return run.lease
+
+
+def test_a_run_waits_so_long_for_its_class_and_is_then_begun_anew_by_another(
+    rig: Host, host: User, researcher: User, home: Path, settings: Any
+) -> None:
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"handover_seconds": 0.001, "handover_wait_seconds": 600})
+    calibrate(home, 3, 1e-3)
+    job = queued_job(researcher)
+    lost = handed_over(job, rig)
+
+    def lost_for(seconds: float) -> None:
+        Lease.objects.filter(pk=lost.pk).update(ended_at=clock.now() - timedelta(seconds=seconds))
+
+    other = a_host(host, "other")
+    Worker.objects.filter(pk=other.worker.pk).update(environment=OTHER.model_dump(mode="json"))
+    lost_for(590)
+    assert marketplace.lease(other.worker) is None
+    lost_for(610)
+    unknown = granted(a_host(host, "not heard of yet"))
+    assert unknown.terms.after is not None, "it may well be of that class"
+    with pytest.raises(OtherClass, match="it waits for such a one"):
+        asks(unknown)
+    begun = granted(other)
+    assert (begun.terms.after, begun.terms.handovers, Job.objects.get().handovers) == (None, (), [])
+    assert begun.seed != lost.seed
+
+
+def test_a_run_goes_on_with_a_host_of_its_class_however_long_it_waited(
+    rig: Host, researcher: User, settings: Any
+) -> None:
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"handover_seconds": 0.001, "handover_wait_seconds": 0})
+    job = queued_job(researcher)
+    lost = handed_over(job, rig)
+    assert granted(rig).seed == lost.seed
 
 
 # -- builds of torch ---------------------------------------------------------------------------------------------------

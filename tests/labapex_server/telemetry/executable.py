@@ -61,7 +61,7 @@ class Executable:
         source = random.Random(7)
         if not self.losses:
             self.losses = [source.random() for _ in range(self.contract.iterations)]
-        leaves = list(self._leaves())
+        leaves = list(self.leaves())
         begin = 0 if self.contract.after is None else self.contract.after.step
         stretches = [
             self.losses[start : start + self.frame_losses]
@@ -80,7 +80,7 @@ class Executable:
     def public_key(self) -> bytes:
         return public_signing_key(self.signing_key)
 
-    def _leaves(self) -> Iterator[Leaf]:
+    def leaves(self) -> Iterator[Leaf]:
         prev, start, after = digest(self.contract), 0, self.contract.after
         if after is not None:
             prev, start = after.digest(), after.step
