@@ -75,7 +75,9 @@ def test_a_malformed_request_is_refused(body: Any) -> None:
 
 def test_guessing_is_slowed_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(views, "TRIES", 3)
-    assert [enrol(request("guess")).status_code for _ in range(5)] == [400, 400, 400, 429, 429]
+    answers = [enrol(request("guess")) for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [400, 400, 400, 429, 429]
+    assert answers[-1].headers["Retry-After"] == str(views.WINDOW_SECONDS)
 
 
 def test_only_post_is_answered() -> None:
