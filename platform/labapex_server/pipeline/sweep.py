@@ -27,6 +27,7 @@ class Swept:
     silent: int
     released: int
     late: int
+    forgotten: int
 
 
 def sweep(now: datetime | None = None) -> Swept:
@@ -38,8 +39,9 @@ def sweep(now: datetime | None = None) -> Swept:
     late = verification.late(now)
     for lease in late:
         verification.reject_late(lease)
-    done = Swept(rung=_ring(now), silent=silent, released=released, late=len(late))
-    if silent or released or late:
+    forgotten = verification.forget_states(now)
+    done = Swept(rung=_ring(now), silent=silent, released=released, late=len(late), forgotten=forgotten)
+    if silent or released or late or forgotten:
         log.info("swept: %s", done)
     return done
 

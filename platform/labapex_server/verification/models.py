@@ -70,6 +70,7 @@ class OpenedState(models.Model):
     index = models.BigIntegerField()
     size = models.BigIntegerField()
     received_at = models.DateTimeField()
+    kept = models.BooleanField(default=False, db_index=True)  # for good: its job has ended, and its proof is made of it
 
     class Meta:
         constraints = (models.UniqueConstraint(fields=["lease", "index"], name="one_opened_state_per_index"),)

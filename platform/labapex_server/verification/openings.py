@@ -44,11 +44,16 @@ def receive_chunks(challenge: Challenge, stream: Readable, *, size: int, held: b
 
 def states(terms: Contract, indices: Collection[int]) -> dict[int, Path]:
     """The files of those of these states that are here, by leaf: of earlier hosts too, as far as they were handed over."""
-    found: dict[int, Path] = {}
+    return {state.index: state.path for state in sorted(opened(terms, indices), key=lambda state: state.index)}
+
+
+def opened(terms: Contract, indices: Collection[int]) -> list[OpenedState]:
+    """The same as rows, host by host."""
+    found: list[OpenedState] = []
     for lease, held in ((terms.lease, None), *((each.lease, each.held) for each in terms.handovers)):
         wanted = [index for index in indices if (index in held if held is not None else index not in terms.held)]
-        found |= {state.index: state.path for state in OpenedState.objects.filter(lease=lease, index__in=wanted)}
-    return dict(sorted(found.items()))
+        found += OpenedState.objects.filter(lease=lease, index__in=wanted)
+    return found
 
 
 def _receive(

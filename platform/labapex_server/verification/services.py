@@ -28,6 +28,7 @@ from labapex_server.verification.challenges import (
 from labapex_server.verification.evidence import Record
 from labapex_server.verification.models import Challenge, Replay
 from labapex_server.verification.preflight import preflight
+from labapex_server.verification.retention import forget as forget_states
 from labapex_server.verification.takeover import accept as keep_state
 from labapex_server.verification.takeover import expected as expected_to_keep
 from labapex_server.verification.takeover import handed_over, is_leafs, resume
@@ -41,6 +42,7 @@ __all__ = [
     "expected_chunks",
     "expected_state",
     "expected_to_keep",
+    "forget_states",
     "forgive_silence",
     "handed_over",
     "issue",

@@ -8,8 +8,10 @@ import random
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
+from uuid import UUID
 
 import pytest
+from django.conf import settings
 from tests.labapex_server.gateway.stage import (
     ENVIRONMENT,
     Host,
@@ -40,7 +42,7 @@ from labapex_server.telemetry import charts
 from labapex_server.telemetry import services as telemetry
 from labapex_server.verification import earnings, evidence, proofs, takeover
 from labapex_server.verification import services as verification
-from labapex_server.verification.models import Challenge
+from labapex_server.verification.models import Challenge, OpenedState
 from labapex_server.web import reads
 
 EPOCHS, PER_EPOCH, EVERY = 3, 7, 3
@@ -107,6 +109,13 @@ def resumed(run: Run) -> Job:
     return Job.objects.get(pk=run.lease.job_id)
 
 
+def states_here() -> set[tuple[UUID, int]]:
+    """Lease and leaf of every state that the platform has."""
+    rows = {(state.lease_id, state.index): state.path for state in OpenedState.objects.all()}
+    assert set(settings.LABAPEX.home.glob("leases/*/states/*")) == set(rows.values())
+    return set(rows)
+
+
 def judged(run: Run) -> Verdict:
     """Challenge a run whose log is complete, open what is asked for, and judge it."""
     lease = verification.finished_lease(Job.objects.get(pk=run.lease.job_id))
@@ -169,6 +178,7 @@ def test_another_host_goes_on_and_each_is_paid_for_the_epochs_that_ended_on_it(
     held = resumed(first)
     assert (held.state, held.attempts) == (JobState.QUEUED, 0)
     assert "another worker goes on from iteration 9" in held.reason
+    assert verification.forget_states(clock.now()) == 0
     assert jobs.view(held).progress.iterations == 12
 
     run = training(job, second)
@@ -211,6 +221,13 @@ def test_another_host_goes_on_and_each_is_paid_for_the_epochs_that_ended_on_it(
         assert (found.paid, found.verified_epochs) == (share.amount, share.epochs)
     assert {lease.state for lease in Lease.objects.all()} == {LeaseState.SETTLED}
     assert "Handed over" in {step.title for step in reads.timeline(Job.objects.get())}
+
+    drawn = set(Challenge.objects.get().all_indices) - {2}
+    Challenge.objects.update(indices=sorted(drawn), further=[])  # had chance left that leaf out
+    assert verification.forget_states(clock.now()) == 1
+    assert states_here() == {(first.lease.pk if index in terms.held else run.lease.pk, index) for index in drawn}
+    assert proofs.prepare(Job.objects.get())[1].keys() == contents.keys() - {"states/2.safetensors"}
+    assert verification.forget_states(clock.now()) == 0
 
 
 def test_a_page_is_shown_each_iteration_once_and_where_the_host_changed(job: Job, rig: Host, second: Host) -> None:
@@ -282,6 +299,26 @@ def test_what_nobody_handed_in_is_begun_anew_under_another_seed(job: Job, rig: H
     assert run.lease.seed != first.lease.seed
 
 
+def test_states_that_no_run_goes_on_from_are_deleted(job: Job, rig: Host, second: Host) -> None:
+    first = training(job, rig)
+    send(first, 12)
+    hand_in(first, 4)  # which leads back to no beginning
+    assert verification.forget_states(clock.now()) == 0, "it trains"
+    lose(first)
+    assert verification.forget_states(clock.now()) == 0, "it is not known yet whether another one can go on"
+    stages.work(job.pk, JobState.RESUMING, stages.resume)
+    assert "begins anew" in Job.objects.get().reason
+    assert verification.forget_states(clock.now()) == 1
+    run = training(job, second)
+    send(run, 12)
+    hand_in(run, 0, 4)
+    assert verification.forget_states(clock.now()) == 0
+    jobs.stop(resumed(run))
+    assert states_here() == {(run.lease.pk, 0), (run.lease.pk, 4)}
+    assert verification.forget_states(clock.now()) == 2
+    assert states_here() == set()
+
+
 @pytest.mark.parametrize("lie", ["losses", "states"])
 def test_a_lie_is_found_before_another_host_goes_on_with_it(job: Job, rig: Host, second: Host, lie: str) -> None:
     """The first host logs better losses, or exchanges the state once, and is honest from there on."""
@@ -298,6 +335,7 @@ def test_a_lie_is_found_before_another_host_goes_on_with_it(job: Job, rig: Host,
     assert ("point-loss" if lie == "losses" else "replay") in begun.reason
     assert Lease.objects.get(pk=liar.lease.pk).state == LeaseState.REJECTED
     assert marketplace.lease(rig.worker) is None
+    assert verification.forget_states(clock.now()) == 0, "they are the evidence"
     honest = training(job, second)
     assert honest.lease.terms.handovers == ()
     assert honest.lease.seed != liar.lease.seed
