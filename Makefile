@@ -11,7 +11,7 @@ SCHEMA := platform/labapex_server/api/openapi.yaml
 DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test test-sandbox check schema format lock bench bench-package bench-proof bench-styles gpu-check attacks honest clean
+.PHONY: help setup runner demo test test-torch test-sandbox check schema format lock bench bench-package bench-proof bench-styles gpu-check attacks honest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ demo: runner ## run a job from submission to payment; EXAMPLE=chargpt, CHEAT=noo
 
 test: check runner ## everything static, and all tests
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 20
+
+test-torch: runner ## a host without torch, from the platform's wheels to the verdict; pip has to find this torch, 200 MB and more
+	LABAPEX_TEST_SUPPLIED_TORCH=1 $(BIN)/python -m pytest --numprocesses 0 --durations 3 tests/e2e/test_supplied_torch.py
 
 test-sandbox: runner ## what a hostile script is refused, by the worker's sandbox and the platform's, as a table
 	@$(BIN)/python tests/sandbox/table.py

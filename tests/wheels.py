@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from labapex.protocol.contract import TorchBuild
+from labapex.protocol.manifest import SuppliedTorch
 from labapex.protocol.requirements import Lock, Package, Wheel
 
 
@@ -30,12 +33,32 @@ def make(
     content |= {
         f"{about}/METADATA": "".join(metadata),
         f"{about}/WHEEL": "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{about}/RECORD": "",
     }
+    content[f"{about}/RECORD"] = "".join(_recorded(place, text) for place, text in content.items())
     with zipfile.ZipFile(path, "w") as archive:
         for place, text in content.items():
             archive.writestr(zipfile.ZipInfo(place), text, zipfile.ZIP_DEFLATED)  # made twice it is the same
     return path
+
+
+def a_torch(folder: Path, version: str = "2.13.0+tests", text: str = "") -> Path:
+    """What is installed and found as torch, and computes nothing."""
+    return make(
+        folder, "torch", version, files={"torch/__init__.py": text, "torch/version.py": f"__version__ = '{version}'\n"}
+    )
+
+
+def supplied(torch: Path) -> tuple[SuppliedTorch, dict[Wheel, Path]]:
+    """A platform's torch, of this wheel alone."""
+    lock, found = locked([torch])
+    build = TorchBuild(torch=lock.wheels[0].version, files=2, digest="0" * 64)
+    return SuppliedTorch(build=build, packages=lock), found
+
+
+def _recorded(place: str, text: str | bytes) -> str:
+    content = text.encode() if isinstance(text, str) else text
+    digest = base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    return f"{place},sha256={digest},{len(content)}\n"
 
 
 def entry(path: Path) -> Wheel:

@@ -1,4 +1,5 @@
-"""A job's packages as a folder of unpacked wheels, made outside of the sandbox and shown to it read-only.
+"""A job's packages, and torch for hosts that have none, as folders of unpacked wheels, made outside of the sandbox and shown to
+it read-only.
 
 Nothing of a wheel is executed to make it: a wheel is a ZIP file whose content goes to one place, and its scripts, data files and
 `.pth` files are left out. Wheels are written by strangers, so their hashes are those of the lock, or nothing of them is
@@ -14,6 +15,7 @@ A `Store` keeps such folders by the digest of their lock. A folder has its name 
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import fcntl
 import hashlib
@@ -40,8 +42,10 @@ from labapex.protocol.requirements import PACKAGES_SETTING, Lock, Wheel
 INSIDE = Path("/packages")  # where a job finds them in the sandbox
 MAX_FILES = 200_000  # of one environment
 MAX_DIRECTORY = 16 << 20  # bytes of a wheel's list of files
-RESERVED = frozenset({"torch", "torchgen", "functorch", "labapex", "labapex_runner"})
-"""Modules that a wheel may not bring: they come from the host and the runner. So do those of the packages given to a lock."""
+RESERVED = frozenset({"labapex", "labapex_runner"})
+"""Modules that a wheel may not bring: they come from the runner. So do those of the packages given to a lock."""
+TORCH = frozenset({"torch", "torchgen", "functorch"})
+"""Nor may one bring these, unless its lock is that of torch itself."""
 
 _CHUNK = 1 << 20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -83,6 +87,7 @@ def unpack(lock: Lock, wheels: Mapping[Wheel, Path], folder: Path, *, limit: int
     are not its to bring, or more than fits."""
     written = count = 0
     reserved = RESERVED | {package.name.replace("-", "_") for package in lock.given}
+    reserved |= frozenset() if lock.supplies_torch else TORCH
     for wheel in lock.wheels:
         with _opened(wheel, wheels[wheel]) as archive:
             count += len(archive.infolist())
@@ -177,6 +182,13 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path, lim
     return written
 
 
+def _compile(folder: Path) -> int:
+    """Compile torch's two thousand modules once, and not at each start of a job; returns the bytes written. Nothing of them is
+    executed. What this Python cannot compile is left as it is."""
+    compileall.compile_dir(folder, quiet=2)
+    return sum(path.stat().st_size for path in folder.rglob("*.pyc"))
+
+
 # -- folders -----------------------------------------------------------------------------------------------------------
 
 
@@ -201,6 +213,8 @@ class Store:
             with self._draft(lock, wheels, keep) as draft:
                 (draft / "packages").mkdir()
                 size = unpack(lock, wheels, draft / "packages", limit=self._quota)
+                if lock.supplies_torch:
+                    size += _compile(draft / "packages")
                 (draft / "used").write_text(str(size))
                 os.sync()  # a power failure must not leave the name without its content
                 try:

@@ -238,9 +238,17 @@ class Stack:
 
     # -- workers -------------------------------------------------------------------------------------------------------
 
-    def enrol(self, name: str, *, cheat: str = "", once: bool = False, through: str | None = None) -> Worker:
+    def enrol(
+        self,
+        name: str,
+        *,
+        cheat: str = "",
+        once: bool = False,
+        through: str | None = None,
+        site_packages: Path | None = None,
+    ) -> Worker:
         """A new host, enrolled, and not started yet; `once`: it is to take one job only; `through`: where
-        it finds the platform."""
+        it finds the platform; `site_packages`: where it looks for torch, else where the tests have it."""
         home = self.folder / name
         code = self.owner.enrolment_code().code
         enrol = [
@@ -253,6 +261,7 @@ class Stack:
             name,
             "--home",
             str(home),
+            *(["--site-packages", str(site_packages)] if site_packages else []),
         ]
         subprocess.run(enrol, env=self._environment, check=True, capture_output=True)
         worker = Worker(home, self._environment, self.folder / f"{name}.log", cheat=cheat, once=once)
@@ -268,6 +277,13 @@ class Stack:
             yield worker
         finally:
             worker.end()
+
+    def manage(self, *arguments: str) -> str:
+        """A command of the platform's operator; what it printed."""
+        command = [sys.executable, str(ROOT / "manage.py"), *arguments]
+        return subprocess.run(
+            command, env=self.platform.environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
 
     # -- a client ------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests import wheels
 
 from labapex.environments import MAX_DIRECTORY, NoRoom, Store, unpack
@@ -156,6 +157,18 @@ def test_an_environment_is_made_once_and_found_by_its_lock(tmp_path: Path) -> No
     assert made(store, tmp_path, "a")[1] == packages
     assert (packages / "a.bin").read_bytes() == b"still here"
     assert store.find("00" * 32) is None
+
+
+def test_torch_for_hosts_without_comes_compiled_and_no_job_brings_it(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", LIMIT)
+    torch = wheels.a_torch(tmp_path)
+    packages = store.make(*wheels.locked([torch]))
+    compiled = list(packages.rglob("*.pyc"))
+    assert {path.name.partition(".")[0] for path in compiled} == {"__init__", "version"}
+    used = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file())
+    assert int((packages.parent / "used").read_text()) == used
+    with pytest.raises(ValidationError, match="both given and locked"):
+        wheels.locked([torch], given=[Package(name="torch", version="1.0")])
 
 
 def test_what_was_used_longest_ago_makes_room(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from uuid import UUID
 if TYPE_CHECKING:
     from tests.labapex.authority import Authority
 
+    from labapex.protocol.manifest import SuppliedTorch
     from labapex.protocol.requirements import Lock
 
 COOKIE = struct.Struct("!8sIIII64s")
@@ -45,6 +46,7 @@ def make(
     job: UUID,
     plan: dict[str, object],
     packages: Lock | None = None,
+    torch: SuppliedTorch | None = None,
     start: Sequence[str | Path] = (sys.executable, Path(__file__).resolve()),
     release: str = "1.0",
 ) -> bytes:
@@ -92,6 +94,7 @@ def make(
         worker=worker,
         contract=contract,
         requirements=packages,
+        torch=torch,
         expires_at=int(time.time()) + 3600,
     )
     laid_out = executable.layout(runner, [section], manifest, authority.sign(manifest))

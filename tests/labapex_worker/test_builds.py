@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from tests import wheels
 from tests.nvml import traces
 from tests.nvml.stub import Play
 
 from labapex import nvml
+from labapex.protocol.canonical import canonical
 from labapex.protocol.devices import Device
-from labapex_worker import builds, devices
+from labapex_worker import builds, devices, packages
 from labapex_worker.builds import Build
 from labapex_worker.cli import examination
-from labapex_worker.config import Home
+from labapex_worker.config import Config, Home
+from labapex_worker.identity import Identity
 
 
 def gpu(driver: str | None) -> Device:
@@ -64,6 +68,23 @@ def test_the_torch_that_runs_these_tests_is_read_as_what_it_is() -> None:
     import torch
 
     assert builds.installed([Path(torch.__file__).parents[1]]) == Build(str(torch.__version__), torch.version.cuda)
+
+
+def test_a_host_without_torch_is_told_that_jobs_bring_it_and_later_which(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.create()
+    empty = Config(platform="https://x", worker=UUID(int=7), name="x", root=bytes(32), site_packages=(tmp_path,))
+    home.save(empty)
+    Identity.create(home.key)
+    found = {finding.what: finding for finding in examination.examine(home)}
+    assert (found["torch"].good, found["torch"].required) == (False, False)
+    assert found["torch"].detail == f"none in {tmp_path}: jobs bring the platform's, if it supplies one"
+    torch, wheels_of = wheels.supplied(wheels.a_torch(tmp_path))
+    packages.store(home, empty).make(torch.packages, wheels_of)
+    home.torch.write_bytes(canonical(torch))
+    found = {finding.what: finding for finding in examination.examine(home)}
+    assert (found["torch"].good, found["torch"].detail) == (True, "2.13.0+tests, supplied by the platform")
+    assert found["torch's files"].good
 
 
 def test_check_has_a_line_on_the_build_where_there_is_a_gpu(

@@ -24,9 +24,10 @@ from tests.nvml import traces
 
 from labapex import sandbox
 from labapex.protocol.api import Earning
+from labapex.protocol.canonical import canonical
 from labapex.protocol.frames import TrialAnswer, TrialBegin, TrialPart, TrialPrepare, TrialReady, TrialShow
 from labapex.trust import fingerprint
-from labapex_worker import journal
+from labapex_worker import journal, packages
 from labapex_worker.supervisor import Folder
 
 missing = sandbox.available()
@@ -664,3 +665,10 @@ async def test_a_host_without_torch_says_that_its_speed_cannot_be_measured(cast:
     said = await cast.gateway.ask(TrialPrepare(trial=uuid4(), size=128, rounds=3))
     assert isinstance(said, TrialReady)
     assert said.problem == "the speed of this host could not be measured: ModuleNotFoundError: No module named 'torch'"
+
+    torch, found = wheels.supplied(wheels.a_torch(tmp_path, text="raise ImportError('the platform has sent this one')"))
+    packages.store(cast.home, cast.home.load()).make(torch.packages, found)
+    cast.home.torch.write_bytes(canonical(torch))  # as a job leaves it
+    said = await cast.gateway.ask(TrialPrepare(trial=uuid4(), size=128, rounds=3))
+    assert isinstance(said, TrialReady)
+    assert said.problem.endswith("ImportError: the platform has sent this one")

@@ -9,8 +9,10 @@ from uuid import uuid4
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests import wheels
 from tests.labapex.authority import Authority
 from tests.labapex_runner.jobs import Made, make
+from tests.labapex_worker import fake_executable
 from typer.testing import CliRunner
 
 from labapex.errors import MalformedInput, UsageError
@@ -78,6 +80,20 @@ def test_a_file_that_was_cut_is_none(made: Made, tmp_path: Path, data: st.DataOb
     (tmp_path / "cut").write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(MalformedInput):
         look(made, tmp_path / "cut")
+
+
+def test_a_torch_that_the_platform_gives_is_told(made: Made, tmp_path: Path) -> None:
+    assert look(made).torch is None
+    torch, _ = wheels.supplied(wheels.a_torch(tmp_path))
+    file = tmp_path / "executable"
+    file.write_bytes(
+        fake_executable.make(
+            tmp_path, authority=Authority(), worker=uuid4(), lease=uuid4(), job=uuid4(), plan={}, torch=torch
+        )
+    )
+    assert look(made, file).torch == torch.build
+    said = CliRunner().invoke(app, ["inspect", str(file), "--home", str(tmp_path / "none")], env={"COLUMNS": "200"})
+    assert f"2.13.0+tests from the platform, build {torch.build.digest}" in said.output
 
 
 def test_what_is_no_file_is_not_waited_for(made: Made, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ HOME/                       0700
   key                       0600, the worker's Ed25519 key
   trust.json                the newest of the platform's trust documents, and the newest releases that were seen
   state.sqlite3             leases and the spool of their logs
+  torch.json                the torch that the platform supplied last, where this host has none
   environments/             packages of jobs, see labapex.environments; what jobs of before used stays for the next
   jobs/<lease>/             one lease; nothing here but `job` and `door` can be seen from inside the sandbox
     wheels/                 the job's packages on their way into `environments`
@@ -47,7 +48,7 @@ class Config(Message):
     worker: UUID
     name: str
     root: bytes = Field(min_length=32, max_length=32)  # Ed25519, pinned: what the platform sends rests on it
-    site_packages: tuple[Path, ...]  # of the Python installation that has torch
+    site_packages: tuple[Path, ...]  # of the Python installation that has torch; without it jobs bring the platform's
     read_only: tuple[Path, ...] = ()  # further paths that jobs may read, a CUDA toolkit for instance
     updates: bool = True  # take what the platform releases of the agent, between two jobs
     spool_bytes: int = Field(default=1 << 30, gt=0)  # when that much log waits for the platform, jobs hold theirs back
@@ -107,6 +108,10 @@ class Home:
     @property
     def environments(self) -> Path:
         return self.path / "environments"
+
+    @property
+    def torch(self) -> Path:
+        return self.path / "torch.json"
 
     def lease(self, lease: UUID) -> Path:
         return self.path / "jobs" / lease.hex

@@ -82,7 +82,7 @@ class Daemon:
             broken=self._failed,
         )
         self._showing = Showing(self._http, home, self._owner, self._tasks, self._failed)
-        self._trials = Trials(home.path / "trial", self._owner, self._tasks, self._connection.send)
+        self._trials = Trials(home, self._owner, self._tasks, self._connection.send)
         self._control = Control(home.control, self._answer)
         self._page = metrics.Page(self._status)
         self._trouble = logs.LastTrouble()
@@ -263,7 +263,11 @@ class Daemon:
                     self._executables.tell(lease, told)
                 case effects.SayHello(nonce, leases):
                     self._devices = devices.find()  # a GPU may have gone or come since
-                    self._connection.send(self._identity.hello(self._owner.config.worker, nonce, self._devices, leases))
+                    config = self._owner.config
+                    lacks_torch = packages.lacks_torch(config)
+                    self._connection.send(
+                        self._identity.hello(config.worker, nonce, self._devices, leases, lacks_torch=lacks_torch)
+                    )
                 case effects.Fetch(lease):
                     self._no_more_if_once()
                     row = self._row(lease)

@@ -46,9 +46,9 @@ class Executables:
         await asyncio.to_thread(self._keeper.admit, folder.executable, time.time())
         await self._open_door(lease.id)
         # In this thread: the sandbox dies with the thread that started it, were it not for the keeper in between.
-        own = packages.of(folder, self._home, self._owner.config)
+        own, torch = packages.of(folder, self._home, self._owner.config)
         self._running[lease.id] = supervisor.start(
-            lease.id, self._home, self._owner.config, threads=lease.grant.threads, packages=own
+            lease.id, self._home, self._owner.config, threads=lease.grant.threads, packages=own, torch=torch
         )
 
     async def meet(self, lease: UUID) -> None:

@@ -46,10 +46,18 @@ class Identity:
     def public_key(self) -> bytes:
         return self._key.public_key().public_bytes_raw()
 
-    def hello(self, worker: UUID, nonce: bytes, devices: tuple[Device, ...], leases: tuple[UUID, ...]) -> Hello:
+    def hello(
+        self,
+        worker: UUID,
+        nonce: bytes,
+        devices: tuple[Device, ...],
+        leases: tuple[UUID, ...],
+        *,
+        lacks_torch: bool,
+    ) -> Hello:
         """Answer to the platform's nonce."""
         signature = self._key.sign(hello_bytes(worker=worker, nonce=nonce))
-        return Hello(worker=worker, signature=signature, devices=devices, leases=leases)
+        return Hello(worker=worker, signature=signature, devices=devices, leases=leases, lacks_torch=lacks_torch)
 
     def asks_for_earnings(self, worker: UUID, *, at: int, skip: int) -> EarningsRequest:
         """A signed request for the part of the list after `skip` entries; `at` in Unix seconds."""

@@ -12,6 +12,7 @@ from uuid import UUID
 from labapex import executable, trust
 from labapex.errors import LabApexError, MalformedInput, UsageError
 from labapex.protocol.canonical import Message
+from labapex.protocol.contract import TorchBuild
 from labapex.protocol.trust import Release
 from labapex.trust import NotTrusted, Trust
 
@@ -44,6 +45,7 @@ class Report(Message):
     archive_size: int
     expires_at: int
     runner: Release
+    torch: TorchBuild | None  # that the platform gives beside it; None: the host's own
     runner_key: str
     manifest_key: str
     signer: Signer | None  # None: not signed by a key that counts
@@ -79,6 +81,7 @@ def report(path: Path, believed: Trust | None, worker: UUID | None, now: float) 
         archive_size=manifest.archive_size,
         expires_at=manifest.expires_at,
         runner=manifest.release.release,
+        torch=manifest.torch.build if manifest.torch is not None else None,
         runner_key=manifest.release.key,
         manifest_key=manifest.key,
         signer=_signer(found, believed, now),

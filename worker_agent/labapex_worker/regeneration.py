@@ -34,9 +34,13 @@ def contract(folder: Folder) -> Contract:
 
 
 def start(
-    folder: Folder, config: Config, states: tuple[int, ...], packages: Path | None = None
+    folder: Folder,
+    config: Config,
+    states: tuple[int, ...],
+    packages: Path | None = None,
+    torch: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Begin to make states of a lease's run anew. `packages`: the job's own."""
+    """Begin to make states of a lease's run anew. `packages` and `torch`: those with which it was started."""
     again, terms = folder.again, contract(folder)
     again.create()
     for stale in (again.path / "pid", again.path / "exit", again.job / "report.json", again.job / "request.json"):
@@ -44,7 +48,8 @@ def start(
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     with os.fdopen(os.open(again.job / "request.json", flags, 0o600), "wb") as file:
         file.write(canonical(RegenerateRequest(contract=terms, states=states)))
-    confinement = supervisor.confinement(config, again.job, see=(folder.executable, folder.job), threads=terms.threads)
+    see = (folder.executable, folder.job)
+    confinement = supervisor.confinement(config, again.job, see=see, threads=terms.threads, torch=torch)
     line = [str(folder.executable), "regenerate", str(again.job), str(folder.job)]
     return journal.start(again.path, line, environments.mounted(confinement, packages))
 

@@ -99,8 +99,8 @@ class Showing:
                 tries += 1
                 log.info("lease %s: making %d states anew that were not kept", lease, len(states))
                 # In this thread: the sandbox dies with the thread that started it, were it not for the keeper in between.
-                own = packages.of(folder, self._home, self._owner.config)
-                self._again[lease] = regeneration.start(folder, self._owner.config, states, own)
+                own, torch = packages.of(folder, self._home, self._owner.config)
+                self._again[lease] = regeneration.start(folder, self._owner.config, states, own, torch)
             while isinstance(now := journal.look(folder.again.path), journal.Alive):
                 await asyncio.sleep(LOOK_SECONDS)
             if isinstance(now, journal.Ended):

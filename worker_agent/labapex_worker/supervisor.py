@@ -103,14 +103,21 @@ class Folder:
 
 
 def start(
-    lease: UUID, home: Home, config: Config, *, threads: int, packages: Path | None = None
+    lease: UUID,
+    home: Home,
+    config: Config,
+    *,
+    threads: int,
+    packages: Path | None = None,
+    torch: Path | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a verified executable in the sandbox, with an environment built from nothing. `packages`: the job's own."""
+    """Start a verified executable in the sandbox, with an environment built from nothing. `packages`: the job's own; `torch`:
+    the platform's, in place of the host's."""
     folder = Folder(home.lease(lease))
     door = INSIDE if sandbox.available() is None else folder.door
     if len(os.fsencode(door / folder.socket.name)) > SOCKET_PATH_BYTES:
         raise UsageError(f"{home.path} is too long a path for sockets without a sandbox; choose a shorter --home")
-    box = confinement(config, folder.job, see=(folder.executable,), threads=threads)
+    box = confinement(config, folder.job, see=(folder.executable,), threads=threads, torch=torch)
     box = replace(
         box,
         placed=((folder.door, INSIDE),),
@@ -137,9 +144,12 @@ def _private(config: Config, folder: Folder) -> tuple[tuple[Path, int], ...]:
     return tuple((folder.job / name, room) for name in ("work", "tmp"))
 
 
-def confinement(config: Config, folder: Path, *, see: tuple[Path, ...], threads: int) -> Confinement:
-    """The sandbox of an executable that writes into `folder` and reads what else it may `see`."""
-    see = (*see, *config.site_packages, *config.read_only)
+def confinement(
+    config: Config, folder: Path, *, see: tuple[Path, ...], threads: int, torch: Path | None = None
+) -> Confinement:
+    """The sandbox of an executable that writes into `folder` and reads what else it may `see`. `torch`: as for `start`."""
+    site_packages = config.site_packages if torch is None else (torch,)
+    see = (*see, *site_packages, *config.read_only)
     return Confinement(
         folder=folder,
         read_only=tuple(path for path in see if not path.is_relative_to("/usr")),
@@ -147,7 +157,7 @@ def confinement(config: Config, folder: Path, *, see: tuple[Path, ...], threads:
         environment={
             **pin(threads),
             **devices.visible(),
-            "LABAPEX_SITE_PACKAGES": os.pathsep.join(map(str, config.site_packages)),
+            "LABAPEX_SITE_PACKAGES": os.pathsep.join(map(str, site_packages)),
             "TMPDIR": str(folder),  # where the executable unpacks itself; scripts get another
             "USER": "job",
             "LOGNAME": "job",

@@ -25,8 +25,8 @@ from labapex.protocol.frames import (
     TrialReady,
     TrialShow,
 )
-from labapex_worker import supervisor, trial_program
-from labapex_worker.config import Config
+from labapex_worker import packages, supervisor, trial_program
+from labapex_worker.config import Config, Home
 from labapex_worker.owner import Owner
 from labapex_worker.tasks import Tasks
 
@@ -40,16 +40,16 @@ class TrialFailed(LabApexError):
 class Program:
     """Started in the thread that makes it, with which it dies; its methods may wait for long."""
 
-    def __init__(self, asked: TrialPrepare, folder: Path, config: Config) -> None:
+    def __init__(self, asked: TrialPrepare, folder: Path, config: Config, torch: Path | None) -> None:
         self.asked = asked
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         self._folder = folder
         file, library = Path(trial_program.__file__), Path(labapex.__file__).parent
         see = (*sandbox.python_paths(), file.parent, library)
-        box = supervisor.confinement(config, folder, see=see, threads=os.cpu_count() or 1)
+        box = supervisor.confinement(config, folder, see=see, threads=os.cpu_count() or 1, torch=torch)
         line = [sys.executable, "-I", "-S", "-B", str(file), str(asked.trial), str(asked.size), str(asked.rounds)]
-        line += [str(library.parent), *map(str, config.site_packages)]
+        line += [str(library.parent), *map(str, config.site_packages if torch is None else (torch,))]
         with (folder / "errors").open("wb") as errors:
             self._process = sandbox.popen(line, box, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
 
@@ -92,16 +92,17 @@ class Program:
 
 
 class Trials:
-    """At most one at a time, with its files in `folder`; what it says goes out by `send`."""
+    """At most one at a time, with its files in HOME/trial; what it says goes out by `send`."""
 
     def __init__(
         self,
-        folder: Path,
+        home: Home,
         owner: Owner,
         tasks: Tasks,
         send: Callable[[TrialReady | TrialAnswer | TrialPart], None],
     ) -> None:
-        self._folder, self._owner, self._tasks, self._send = folder, owner, tasks, send
+        self._home, self._owner, self._tasks, self._send = home, owner, tasks, send
+        self._folder = home.path / "trial"
         self._program: Program | None = None
 
     def heed(self, asked: TrialPrepare | TrialBegin | TrialShow | TrialOver) -> None:
@@ -111,7 +112,8 @@ class Trials:
             log.info("the platform measures the speed of this host")
             try:
                 # In this thread: the program dies with the thread that started it.
-                self._program = Program(asked, self._folder, self._owner.config)
+                config = self._owner.config
+                self._program = Program(asked, self._folder, config, packages.torch(self._home, config))
             except (LabApexError, OSError) as error:
                 self.decline(asked.trial, str(error))
                 return

@@ -138,6 +138,7 @@ class Hello(Message):
     signature: Annotated[bytes, Field(min_length=64, max_length=64)]  # Ed25519 over `hello_bytes`
     devices: tuple[Device, ...] = Field(default=(), max_length=MAX_DEVICES)
     leases: tuple[UUID, ...] = Field(default=(), max_length=64)
+    lacks_torch: bool = False  # its jobs need the platform's
 
 
 Price = Annotated[int, Field(ge=1, le=10**12)]

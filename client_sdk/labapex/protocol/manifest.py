@@ -15,7 +15,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints, model_validator
 
 from labapex.protocol.canonical import Digest, Message
-from labapex.protocol.contract import Contract
+from labapex.protocol.contract import Contract, TorchBuild
 from labapex.protocol.requirements import Lock
 from labapex.protocol.spec import BundlePath
 from labapex.protocol.trust import KeyId, SignedRelease
@@ -31,6 +31,19 @@ class Section(Message):
     size: int = Field(ge=0)  # sealed bytes
 
 
+class SuppliedTorch(Message):
+    """torch and what it runs with, for a host that has none: wheels that the platform hands out beside the executable."""
+
+    build: TorchBuild  # what the host has once they are unpacked, as its executable will tell
+    packages: Lock
+
+    @model_validator(mode="after")
+    def _holds_torch(self) -> Self:
+        if not self.packages.supplies_torch:
+            raise ValueError("torch is not among the packages that supply it")
+        return self
+
+
 class Manifest(Message):
     """What the platform signs (Ed25519 over its canonical JSON) for one lease and one worker."""
 
@@ -43,6 +56,7 @@ class Manifest(Message):
     worker: UUID
     contract: Contract
     requirements: Lock = Lock()  # the contract's; the host gets these wheels from the platform, beside this file
+    torch: SuppliedTorch | None = None  # None: the host has its own
     expires_at: int = Field(ge=0)  # Unix time
 
     @property

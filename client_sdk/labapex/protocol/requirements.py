@@ -108,6 +108,11 @@ class Lock(Message):
         """Bytes of all wheels."""
         return sum(wheel.size for wheel in self.wheels)
 
+    @property
+    def supplies_torch(self) -> bool:
+        """It is no job's: it brings what the packages of jobs are given."""
+        return any(wheel.name == "torch" for wheel in self.wheels)
+
 
 NOTHING: str = digest(Lock())
 """`Contract.requirements` of a job that asks for no packages."""

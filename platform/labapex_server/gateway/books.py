@@ -52,9 +52,8 @@ def admit(hello: Hello, nonce: bytes) -> Worker | None:
 
 
 def arrive(worker: Worker, hello: Hello) -> list[UUID]:
-    """Take note of a worker that connected; its leases that live. Its host may have changed: of what class it is, is open."""
-    workers.seen(worker, hello.devices)
-    workers.forget_class(worker)
+    """Take note of a worker that connected; its leases that live."""
+    workers.arrived(worker, hello.devices, lacks_torch=hello.lacks_torch)
     marketplace.reconcile(worker, hello.leases)
     marketplace.heartbeat(worker, hello.leases)
     return list(marketplace.alive(worker).values_list("pk", flat=True))

@@ -31,6 +31,7 @@ from django.conf import settings
 
 from labapex.errors import LabApexError
 from labapex.executable import Layout
+from labapex.protocol.manifest import Manifest
 from labapex.protocol.states import LeaseState
 from labapex_server.jobs import packages
 from labapex_server.lib import clock
@@ -150,11 +151,13 @@ async def _download(made: Layout, method: str, asked: dict[str, str], receive: R
 
 
 def _wheel(lease: Lease, sha256: str) -> Layout:
-    """A wheel that this lease's job needs, and no other."""
-    for wheel in lease.job.lock.wheels:
-        if wheel.sha256 == sha256:
-            return Layout((packages.path(wheel),), (wheel.size,))
-    raise Missing("this job needs no such wheel")
+    """A wheel that this lease's manifest names, and no other."""
+    named = Manifest.model_validate(lease.manifest)
+    for lock in (named.requirements, *([named.torch.packages] if named.torch else [])):
+        for wheel in lock.wheels:
+            if wheel.sha256 == sha256:
+                return Layout((packages.path(wheel),), (wheel.size,))
+    raise Missing("this lease needs no such wheel")
 
 
 def _state(lease: Lease, index: int) -> Layout:

@@ -36,7 +36,7 @@ from labapex_server.lib.files import keep_file
 log = logging.getLogger(__name__)
 
 HOSTS = ("torch", "numpy", "safetensors")
-"""What every host has: these, and what they need to run."""
+"""What every host has or is given (`jobs.supply`): these, and what they need to run."""
 _MEMORY = 4 << 30  # of pip
 _PASSED_ON = re.compile(r"(PIP_.*|.*_proxy|SSL_CERT_FILE|SSL_CERT_DIR|REQUESTS_CA_BUNDLE|HOME|XDG_CONFIG_HOME)", re.I)
 _TROUBLE = ("WARNING: Retrying (", "ERROR: HTTP error 5", "Read timed out", "There was a problem confirming the ssl")
@@ -94,36 +94,25 @@ def path(wheel: Wheel) -> Path:
 
 def resolve(requirements: Sequence[str], beat: Callable[[], None]) -> Lock:
     """The lock of some requirements; its wheels are kept. Raises as `lock` does."""
-    config = settings.LABAPEX
     with childprocess.private_folder("packages") as folder:
         bound = _write_given(folder)
-        for name in ("wheels", "tmp"):
-            (folder / name).mkdir()
-
-        def look() -> None:
-            beat()
-            if _size(folder) > 2 * config.packages_limit_bytes:  # a file is there twice while pip moves it
-                raise _too_large()
-
-        line = [sys.executable, "-I", "-m", "pip", "download", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
-        line += ["--disable-pip-version-check", "--no-color", "--progress-bar=off", "--retries=2"]
-        try:
-            code, said = childprocess.tool(
-                # Not in a file: there pip would fill in variables of its environment, secrets of the index among them.
-                [*line, "--constraint=constraints.txt", "--dest=wheels", "--", *requirements],
-                folder,
-                environment=_environment(folder),
-                seconds=config.packages_seconds,
-                beat=look,
-                file_bytes=min(MAX_WHEEL_BYTES, config.packages_limit_bytes),
-                memory_bytes=_MEMORY,
-            )
-        except childprocess.ChildTimedOut:
-            raise NotToBeHad(
-                f"pip found no set of packages within {config.packages_seconds:g} seconds; name exact versions"
-            ) from None
+        code, said = _download(folder, ["--constraint=constraints.txt"], requirements, beat)
         if code:
             raise _failure(code, said, bound)
+        return _kept(folder / "wheels", bound)
+
+
+def resolve_own(beat: Callable[[], None]) -> Lock:
+    """A lock of torch and what it runs with, the very versions that the platform has, but for what is frozen into the runner.
+
+    Raises `LabApexError` where the index does not have them."""
+    frozen = _frozen()
+    wanted = [f"{name}=={version}" for name, (version, _) in given().items() if name not in frozen]
+    with childprocess.private_folder("packages") as folder:
+        code, said = _download(folder, ["--no-deps"], wanted, beat)
+        if code:
+            raise LabApexError(f"pip does not load what is installed here (exit {code}): {said[-1000:]}")
+        bound = tuple(Package(name=name, version=str(Version(version))) for name, version in sorted(frozen.items()))
         return _kept(folder / "wheels", bound)
 
 
@@ -144,10 +133,15 @@ def given() -> dict[str, tuple[str, tuple[str, ...]]]:
             needed = map(Requirement, installed[name].requires or ())
             names = [canonicalize_name(r.name) for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
             waiting += [each for each in names if each in installed]
-    frozen = settings.LABAPEX.runner_dir / "packages.json"
-    if frozen.is_file():  # they come before anything else in every executable
-        versions |= json.loads(frozen.read_text())
+    versions |= _frozen()  # they come before anything else in every executable
     return {name: (version, _extras(installed.get(name), version)) for name, version in sorted(versions.items())}
+
+
+def _frozen() -> dict[str, str]:
+    """What is frozen into the runner: name -> version."""
+    frozen = settings.LABAPEX.runner_dir / "packages.json"
+    found: dict[str, str] = json.loads(frozen.read_text()) if frozen.is_file() else {}
+    return found
 
 
 def _extras(found: importlib.metadata.Distribution | None, version: str) -> tuple[str, ...]:
@@ -181,6 +175,38 @@ def _write_given(folder: Path) -> tuple[Package, ...]:
         constraints.append(f"{name} @ file://{quote(str(wheel))}\n")
     (folder / "constraints.txt").write_text("".join(constraints))
     return tuple(packages)
+
+
+def _download(
+    folder: Path, options: Sequence[str], requirements: Sequence[str], beat: Callable[[], None]
+) -> tuple[int, str]:
+    """Have pip load wheels into `folder`/wheels: its exit status and what it said. Raises `NotToBeHad`."""
+    config = settings.LABAPEX
+    for name in ("wheels", "tmp"):
+        (folder / name).mkdir()
+
+    def look() -> None:
+        beat()
+        if _size(folder) > 2 * config.packages_limit_bytes:  # a file is there twice while pip moves it
+            raise _too_large()
+
+    line = [sys.executable, "-I", "-m", "pip", "download", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
+    line += ["--disable-pip-version-check", "--no-color", "--progress-bar=off", "--retries=2"]
+    try:
+        return childprocess.tool(
+            # Not in a file: there pip would fill in variables of its environment, secrets of the index among them.
+            [*line, *options, "--dest=wheels", "--", *requirements],
+            folder,
+            environment=_environment(folder),
+            seconds=config.packages_seconds,
+            beat=look,
+            file_bytes=min(MAX_WHEEL_BYTES, config.packages_limit_bytes),
+            memory_bytes=_MEMORY,
+        )
+    except childprocess.ChildTimedOut:
+        raise NotToBeHad(
+            f"pip found no set of packages within {config.packages_seconds:g} seconds; name exact versions"
+        ) from None
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -15,7 +15,7 @@ from django.conf import settings
 from labapex.executable import Layout, Runner, describe, layout, load_runner
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Contract, Handover, ScriptFacts
-from labapex.protocol.manifest import Manifest, Section
+from labapex.protocol.manifest import Manifest, Section, SuppliedTorch
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import trust
@@ -122,8 +122,16 @@ def keep_every(terms: Contract, gigabytes: float) -> int:
     return min(leaves, max(1, math.ceil(leaves * terms.facts.state_bytes / (gigabytes * 1e9))))
 
 
-def manifest(job: Job, *, terms: Contract, worker: UUID, expires_at: int, before: Lease | None = None) -> Manifest:
-    """What is signed: this runner, these sections, for this worker, under these terms.
+def manifest(
+    job: Job,
+    *,
+    terms: Contract,
+    worker: UUID,
+    torch: SuppliedTorch | None,
+    expires_at: int,
+    before: Lease | None = None,
+) -> Manifest:
+    """What is signed: this runner, these sections, for this worker, under these terms, with `torch` where its host has none.
 
     `before`: the lease with whose run it goes on, and with its runner: another one might train otherwise."""
     if before is None:
@@ -144,6 +152,7 @@ def manifest(job: Job, *, terms: Contract, worker: UUID, expires_at: int, before
         worker=worker,
         contract=terms,
         requirements=job.lock,
+        torch=torch,
         expires_at=expires_at,
     )
 

@@ -13,9 +13,11 @@ from django.conf import settings
 from django.db import transaction
 
 from labapex.protocol.contract import Environment, Handover
+from labapex.protocol.manifest import SuppliedTorch
 from labapex.protocol.states import JobState, LeaseState
 from labapex.sealing import sign
 from labapex_server.jobs import services as jobs
+from labapex_server.jobs import supply
 from labapex_server.jobs.models import Job
 from labapex_server.lib import builds, clock, tokens, tolerances, trust
 from labapex_server.marketplace import executables
@@ -36,25 +38,31 @@ def lease(worker: Worker) -> tuple[Lease, str] | None:
     could not be judged are passed over, once an executable has told its class, and so are jobs whose budget does not cover
     the worker's price, and jobs that ask for more speed than it has shown; those whose run another class began, for
     `handover_wait_seconds`; and for good those in which something false was found of this worker. A worker whose torch is a
-    stranger's gets none, until it connects anew.
+    stranger's gets none, until it connects anew; one without torch gets none where the platform supplies none.
     """
     if worker.banned or alive(worker).exclude(state=LeaseState.FINISHED.value).exists():
         return None
-    told = Worker.objects.only("environment", "torch_build", "speed").filter(pk=worker.pk).first()
+    told = Worker.objects.only("environment", "torch_build", "speed", "lacks_torch").filter(pk=worker.pk).first()
+    torch = supply.torch() if told and told.lacks_torch else None
+    if told and told.lacks_torch and torch is None:
+        return None
     environment = Environment.model_validate(told.environment) if told and told.environment else None
-    if told and environment is not None and builds.stranger(environment.torch, told.torch_build or None) is not None:
+    build, supplied = told.torch_build or None if told else None, torch.build if torch else None
+    if environment is not None and builds.stranger(environment.torch, build, supplied) is not None:
         return None
     false = Lease.objects.filter(worker=worker, state=LeaseState.REJECTED.value).values("job_id")
     waiting = Job.objects.filter(state=JobState.QUEUED.value).exclude(pk__in=false)
     waiting = waiting.exclude(spec__min_speed__gt=(told and told.speed) or 0.0)
     for job in waiting.order_by("created_at")[:_CANDIDATES]:
-        granted = _grant(job, worker, environment)
+        granted = _grant(job, worker, environment, torch)
         if granted is not None:
             return granted
     return None
 
 
-def _grant(job: Job, worker: Worker, environment: Environment | None) -> tuple[Lease, str] | None:
+def _grant(
+    job: Job, worker: Worker, environment: Environment | None, torch: SuppliedTorch | None
+) -> tuple[Lease, str] | None:
     config, now = settings.LABAPEX, clock.now()
     lease_id, token = uuid.uuid4(), secrets.token_urlsafe(32)
     before = predecessor(job, environment)
@@ -67,7 +75,7 @@ def _grant(job: Job, worker: Worker, environment: Environment | None) -> tuple[L
         if tolerances.gap(there, own_class(job, terms), terms) is not None or another_class(before, there):
             return None
     expires = int(time.time() + config.lease_limit_seconds)
-    manifest = executables.manifest(job, terms=terms, worker=worker.pk, expires_at=expires, before=before)
+    manifest = executables.manifest(job, terms=terms, worker=worker.pk, torch=torch, expires_at=expires, before=before)
     work: Work = {
         "price_per_hour": worker.price_per_hour,
         "iteration_seconds": job.iteration_seconds or 0.0,

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import transaction
 
 from labapex.proof.tolerance import described
+from labapex.protocol.contract import TorchBuild
 from labapex.protocol.frames import KeyRequest
 from labapex.protocol.manifest import Manifest, ReleasedKeys
 from labapex.protocol.states import JobState, LeaseState
@@ -47,11 +48,19 @@ def release_keys(lease: Lease, *, request: KeyRequest) -> bytes:
             f"this platform could not judge what is trained on {described(request.environment)}: it is of another class,"
             f" {described(own)}, and {why}; the job goes to another worker"
         )
-    stranger = builds.stranger(request.environment.torch, request.torch_build)
+    supplied = _supplied(lease)
+    stranger = builds.stranger(request.environment.torch, request.torch_build, supplied)
     waits = f"a worker with a build of torch that is on record; {lease.worker.name} has another"
     if stranger is not None and _decline(lease, request, f"{waits}: {stranger}"):
-        raise UnknownBuild(f"{stranger}; install torch anew from its usual source, and restart the daemon")
+        anew = "delete the worker's environments/" if supplied else "install torch anew from its usual source"
+        raise UnknownBuild(f"{stranger}; {anew}, and restart the daemon")
     return _release(lease, request)
+
+
+def _supplied(lease: Lease) -> TorchBuild | None:
+    """The build of torch that its host was given with it."""
+    torch = Manifest.model_validate(lease.manifest).torch
+    return None if torch is None else torch.build
 
 
 @transaction.atomic
@@ -106,7 +115,7 @@ def _release(lease: Lease, request: KeyRequest) -> bytes:
         environment=environment,
     )
     _remember(current, request)
-    reason = f"training, on {builds.described(request.environment.torch, request.torch_build)}"
+    reason = f"training, on {builds.described(request.environment.torch, request.torch_build, _supplied(current))}"
     if not jobs.advance(job, JobState.RUNNING, reason=reason, started_at=job.started_at or now):
         raise Conflict("the job was stopped; delete its files")
     return sealed

@@ -21,6 +21,7 @@ class Worker(models.Model):
     devices = models.JSONField(default=list)  # of protocol.devices.Device, as the agent reported them
     environment = models.JSONField(null=True)  # of the last run: protocol.contract.Environment
     torch_build = models.CharField(max_length=64, blank=True)  # likewise: KeyRequest.torch_build
+    lacks_torch = models.BooleanField(default=False)  # as its agent said when it connected
     banned = models.BooleanField(default=False)
     paused = models.CharField(max_length=500, blank=True)  # why it takes no work, as its agent said last
 

@@ -50,14 +50,20 @@ def known(worker_id: UUID) -> Worker | None:
     return Worker.objects.filter(pk=worker_id, banned=False, owner__is_active=True).first()
 
 
-def seen(worker: Worker, devices: Sequence[Device] | None = None) -> None:
-    """The worker's agent spoke. `devices` are what it says it has."""
-    fields: dict[str, object] = {"last_seen_at": clock.now()}
-    if devices is not None:
-        fields["devices"] = [device.model_dump(mode="json") for device in devices]
-        if fields["devices"] != worker.devices:
-            fields |= {"speed": None, "next_trial_at": None}  # what was measured was another host
-    Worker.objects.filter(pk=worker.pk).update(**fields)
+def arrived(worker: Worker, devices: Sequence[Device], *, lacks_torch: bool) -> None:
+    """The worker's agent connected, and says what its host has. Of what class it is will be told by its next executable: it may
+    have another torch by now, or another device."""
+    told = [device.model_dump(mode="json") for device in devices]
+    if told != worker.devices or lacks_torch != worker.lacks_torch:
+        Worker.objects.filter(pk=worker.pk).update(speed=None, next_trial_at=None)  # what was measured was another host
+    Worker.objects.filter(pk=worker.pk).update(
+        last_seen_at=clock.now(), devices=told, lacks_torch=lacks_torch, environment=None, torch_build=""
+    )
+
+
+def seen(worker: Worker) -> None:
+    """The worker's agent spoke."""
+    Worker.objects.filter(pk=worker.pk).update(last_seen_at=clock.now())
 
 
 def ready(worker: Worker, price: int | None) -> None:
@@ -72,8 +78,3 @@ def paused(worker: Worker, reason: str) -> None:
     """The worker wants no work. The reason is its owner's or his agent's own: shown to him, believed by nobody."""
     worker.paused = reason
     worker.save(update_fields=["paused"])
-
-
-def forget_class(worker: Worker) -> None:
-    """Of what class the host is will be told by its next executable: it may have another torch by now, or another device."""
-    Worker.objects.filter(pk=worker.pk).update(environment=None, torch_build="")

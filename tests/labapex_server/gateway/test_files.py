@@ -18,6 +18,7 @@ from tests.labapex_server.gateway.stage import Host, Run, a_challenge, a_host, a
 from tests.labapex_server.scenes import finished
 
 from labapex import executable
+from labapex.protocol.manifest import Manifest
 from labapex.protocol.states import JobState
 from labapex_server.accounts.models import User
 from labapex_server.gateway import files
@@ -103,16 +104,20 @@ async def test_a_wheel_comes_to_the_lease_that_needs_it_and_to_no_other(
 ) -> None:
     lock, found = wheels.locked([wheels.make(tmp_path, "alpha")])
     other, elsewhere = wheels.locked([wheels.make(tmp_path, "beta")])
-    for wheel, path in {**found, **elsewhere}.items():
+    torch, supplied = wheels.supplied(wheels.a_torch(tmp_path))
+    for wheel, path in {**found, **elsewhere, **supplied}.items():
         packages.path(wheel).parent.mkdir(parents=True, exist_ok=True)
         packages.path(wheel).write_bytes(path.read_bytes())
-    await offload(Job.objects.filter(pk=run.lease.job_id).update, requirements=lock.model_dump(mode="json"))
+    named = Manifest.model_validate(run.lease.manifest).model_copy(update={"requirements": lock, "torch": torch})
+    await offload(Lease.objects.filter(pk=run.lease.pk).update, manifest=named.model_dump(mode="json"))
     (alpha,), (beta,) = lock.wheels, other.wheels
     url = f"/gateway/leases/{run.lease.pk}/wheels/"
     answer = await http.get(url + alpha.sha256, headers=bearer(run))
     assert (answer.status_code, answer.content) == (200, found[alpha].read_bytes())
     rest = await http.get(url + alpha.sha256, headers=bearer(run, Range="bytes=100-"))
     assert (rest.status_code, rest.content) == (206, answer.content[100:])
+    answer = await http.get(url + torch.packages.wheels[0].sha256, headers=bearer(run))
+    assert (answer.status_code, len(answer.content)) == (200, torch.packages.size)
     assert (await http.get(url + beta.sha256, headers=bearer(run))).status_code == 404
     assert (await http.get(url + alpha.sha256)).status_code == 401
     assert (await http.put(url + alpha.sha256, headers=bearer(run), content=b"x")).status_code == 405

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import wheels
 from tests.labapex_server.gateway.stage import ENVIRONMENT, Host, a_host, a_run, key_request, queued_job
 
+from labapex import installed
 from labapex.proof.tolerance import PHASES, Calibration, Phase
 from labapex.protocol.canonical import canonical
 from labapex.protocol.contract import Handover, TorchBuild
@@ -17,7 +19,7 @@ from labapex.sealing import open_release
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
-from labapex_server.lib import clock, trust
+from labapex_server.lib import childprocess, clock, trust
 from labapex_server.lib.errors import Conflict, OtherClass, UnknownBuild
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
@@ -297,7 +299,7 @@ def test_a_worker_that_connects_anew_may_be_of_another_class_by_now(rig: Host, r
     queued_job(researcher)
     with pytest.raises(OtherClass):
         asks(granted(rig))
-    workers.forget_class(rig.worker)
+    workers.arrived(rig.worker, (), lacks_torch=False)
     again = granted(rig)
     assert marketplace.release_keys(Lease.objects.get(pk=again.pk), request=key_request(again)[0])
 
@@ -406,7 +408,7 @@ def test_a_build_of_torch_that_is_not_on_record_gets_no_keys_and_no_further_job_
     assert (lease.state, lease.sealed_keys, job.state, job.attempts) == (LeaseState.FAILED, None, JobState.QUEUED, 0)
     assert "a worker with a build of torch that is on record; rig has another" in job.reason
     assert marketplace.lease(rig.worker) is None
-    workers.forget_class(rig.worker)
+    workers.arrived(rig.worker, (), lacks_torch=False)
     assert asks_with(granted(rig), "ab" * 32)
     job.refresh_from_db()
     assert job.reason == "training, on torch 2.13, of build abababababababab, on record"
@@ -422,3 +424,50 @@ def test_where_no_build_of_its_version_is_on_record_every_build_is_accepted_and_
     job.refresh_from_db()
     assert job.reason.startswith("training, on torch 2.13, of ")
     assert job.reason.endswith(", an unknown build")
+
+
+def supply(home: Path, folder: Path, digest: str) -> TorchBuild:
+    torch, _ = wheels.supplied(wheels.a_torch(folder))
+    build = torch.build.model_copy(update={"digest": digest})
+    (home / "torch.json").write_bytes(canonical(torch.model_copy(update={"build": build})))
+    return build
+
+
+def test_a_worker_without_torch_gets_jobs_with_the_platforms_own_and_none_while_that_is_not_supplied(
+    rig: Host, researcher: User, home: Path, tmp_path: Path
+) -> None:
+    own = installed.find(childprocess.site_packages())
+    assert own is not None
+    job = queued_job(researcher)
+    workers.arrived(rig.worker, (), lacks_torch=True)
+    assert marketplace.lease(rig.worker) is None
+    supply(home, tmp_path, "ab" * 32)  # the platform's was another one when it was locked
+    assert marketplace.lease(rig.worker) is None
+    build = supply(home, tmp_path, own.digest)
+    put_on_record(home, "cd" * 32)  # a rule for torch that hosts install
+    lease = granted(rig)
+    manifest = Manifest.model_validate(lease.manifest)
+    assert manifest.torch is not None
+    assert manifest.torch.build == build
+    assert asks_with(lease, own.digest)
+    job.refresh_from_db()
+    assert job.reason == f"training, on torch 2.13, of build {own.digest[:16]}, from this platform"
+
+
+def test_a_worker_that_was_given_torch_and_has_another_gets_no_keys_and_no_further_job(
+    rig: Host, host: User, researcher: User, home: Path, tmp_path: Path
+) -> None:
+    own = installed.find(childprocess.site_packages())
+    assert own is not None
+    supply(home, tmp_path, own.digest)
+    job = queued_job(researcher)
+    workers.arrived(rig.worker, (), lacks_torch=True)
+    with pytest.raises(
+        UnknownBuild, match=r"not the one that this platform supplied; delete the worker's environments/"
+    ):
+        asks_with(granted(rig), "cd" * 32)
+    job.refresh_from_db()
+    assert (job.state, job.attempts) == (JobState.QUEUED, 0)
+    assert marketplace.lease(rig.worker) is None
+    second = granted(a_host(host, "second"))
+    assert second.manifest["torch"] is None, "a host with torch of its own is given none"

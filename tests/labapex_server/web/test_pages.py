@@ -132,7 +132,11 @@ def test_the_page_says_why_a_worker_takes_no_work(browser: Client, researcher: U
     assert "&lt;b&gt;the GPU is too hot" in text
     assert ">paused<" in text
     workers.ready(worker, None)
-    assert "too hot" not in browser.get("/workers/").content.decode()
+    text = browser.get("/workers/").content.decode()
+    assert "too hot" not in text
+    assert "supplies none" not in text
+    workers.arrived(worker, (), lacks_torch=True)
+    assert "none, and this platform supplies none" in browser.get("/workers/").content.decode()
 
 
 @pytest.mark.parametrize("path", ["/workers/code/", "/logout/", "/tokens/1/revoke/"])

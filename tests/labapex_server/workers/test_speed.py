@@ -83,12 +83,12 @@ def test_a_failed_trial_takes_back_what_was_shown_before_and_is_repeated_soon(wo
 
 
 def test_a_host_with_other_devices_has_to_show_its_speed_anew(worker: Worker) -> None:
-    services.seen(worker, [CPU])
+    services.arrived(worker, [CPU], lacks_torch=False)
     worker.refresh_from_db()
     speed.passed(worker, SHOWN)
-    services.seen(worker, [CPU])
+    services.arrived(worker, [CPU], lacks_torch=False)
     assert speed.due(worker) is None
-    services.seen(worker, [GPU])
+    services.arrived(worker, [GPU], lacks_torch=False)
     assert speed.due(worker) == speed.GPU_PLAN
     assert again(worker).speed is None
 

@@ -17,7 +17,7 @@ from labapex.cli.output import print_json, stdout
 from labapex.errors import MalformedInput, UsageError
 from labapex.protocol.devices import Device
 from labapex.trust import fingerprint
-from labapex_worker import builds, devices, trust
+from labapex_worker import builds, devices, packages, trust
 from labapex_worker.cli.options import HomeOption, JsonOption
 from labapex_worker.cli.place import home_of
 from labapex_worker.config import Config, Home, own_site_packages
@@ -71,14 +71,12 @@ def examine(home: Home) -> list[Finding]:
     lacking = landlock.lacking()
     kernel = lacking or f"version {landlock.version()}: a script cannot reach what runs beside it"
     findings.append(Finding("Landlock", lacking is None, False, kernel))
-    paths = config.site_packages if config else own_site_packages()
-    found = torch_version(paths)
-    where = os.pathsep.join(map(str, paths))
-    findings.append(Finding("torch", found is not None, True, f"{found} in {where}" if found else f"not in {where}"))
+    finding, paths = _torch(home, config)
+    findings.append(finding)
     gpus = [device for device in found_devices if device.kind == "cuda" and device.usable]
     if gpus:  # one driver drives them all
         findings.append(Finding("torch build", *_build(gpus[0], paths)))
-    findings += [_torch_files(paths)] if found else []
+    findings += [_torch_files(paths)] if finding.good else []
     place = next(path for path in (home.path, *home.path.parents) if path.exists())
     free = shutil.disk_usage(place).free
     findings.append(
@@ -121,6 +119,18 @@ def _trust(home: Home, config: Config) -> Finding:
     return Finding("trust", why is None, True, f"root key {fingerprint(believed.root)}; {why or good}")
 
 
+def _torch(home: Home, config: Config | None) -> tuple[Finding, tuple[Path, ...]]:
+    """Which torch jobs find here, and where. A host that has none can work: it is given the platform's."""
+    own = config.site_packages if config else own_site_packages()
+    supplied = packages.torch(home, config) if config else None
+    paths, where = own if supplied is None else (supplied,), os.pathsep.join(map(str, own))
+    if (found := builds.installed(paths)) is None:
+        detail = f"none in {where}: jobs bring the platform's, if it supplies one"
+    else:
+        detail = f"{found.version} in {where}" if supplied is None else f"{found.version}, supplied by the platform"
+    return Finding("torch", found is not None, False, detail), paths
+
+
 def _torch_files(paths: tuple[Path, ...]) -> Finding:
     """Whether torch is as it was installed, all of it: an executable looks at a few files only, and refuses to work."""
     try:
@@ -134,11 +144,3 @@ def _torch_files(paths: tuple[Path, ...]) -> Finding:
         )
     said = f"build {build.digest[:16]}" if altered is None else f"{altered} is not what was installed; install it anew"
     return Finding("torch's files", altered is None, True, said)
-
-
-def torch_version(paths: tuple[Path, ...]) -> str | None:
-    """torch's version in the given site-packages, without importing it."""
-    for path in paths:
-        for folder in path.glob("torch-*.dist-info"):
-            return folder.name.removeprefix("torch-").removesuffix(".dist-info")
-    return None

@@ -66,6 +66,8 @@ def _show(found: Report) -> None:
     runner = found.runner
     table.add_row("runner", f"{runner.version}, Python {runner.python}, SHA-256 {runner.digest}")
     table.add_row("", f"released {_day(runner.issued_at)} by key {found.runner_key}, until {_day(runner.expires_at)}")
+    torch = f"{one_line(found.torch.torch)} from the platform, build {found.torch.digest}" if found.torch else None
+    table.add_row("torch", torch or "the host's own")
     if found.signer is None:
         table.add_row("signed by", f"nobody who counts; it names key {found.manifest_key}")
     else:

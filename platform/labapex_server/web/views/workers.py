@@ -12,6 +12,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
 from labapex.trust import fingerprint
+from labapex_server.jobs import supply
 from labapex_server.lib import clock, trust
 from labapex_server.marketplace.models import LIVE
 from labapex_server.web import reads
@@ -44,7 +45,8 @@ def _fleet(request: HttpRequest) -> dict[str, Any]:
         else:
             health = ("", "paused") if worker.paused else ("good", "ready")
         fleet.append({"worker": worker, "health": health, "earned": earned.get(worker.pk, 0)})
-    return {"fleet": fleet, "total": sum(earned.values())}
+    supplied = supply.torch() if any(worker.lacks_torch for worker in rows) else None
+    return {"fleet": fleet, "total": sum(earned.values()), "supplied": supplied}
 
 
 @signed_in
