@@ -78,6 +78,14 @@ async def test_a_worker_that_signs_the_nonce_is_greeted_with_its_leases(platform
     worker = await offload(Worker.objects.get, pk=run.host.worker.pk)
     assert worker.devices == [A_CPU.model_dump(mode="json")]
     assert worker.last_seen_at is not None
+    assert not worker.lacks_torch
+
+
+async def test_a_host_that_says_so_when_it_connects_lacks_torch(platform: str, run: Run) -> None:
+    async with Agent(platform, run.host, hello=False) as agent:
+        await agent.say(agent.signed(await agent.expect(Nonce), lacks_torch=True))
+        await agent.expect(Greeting)
+    assert (await offload(Worker.objects.get, pk=run.host.worker.pk)).lacks_torch
 
 
 async def test_a_paused_worker_gets_no_job_and_its_reason_is_kept_until_it_wants_work(
