@@ -105,6 +105,15 @@ class Cast:
     def losses(self, held: Held) -> list[float]:
         return [loss for frame in held.frames for loss in uncolumn(sealing.open_frame(held.run_key, frame).losses)]
 
+    async def logs(self, process: asyncio.subprocess.Process, *texts: str, seconds: float = 60) -> None:
+        """Wait for a line of a daemon's log with these texts."""
+        assert process.stderr is not None
+        async with asyncio.timeout(seconds):
+            while line := (await process.stderr.readline()).decode():
+                if all(text in line for text in texts):
+                    return
+        raise AssertionError(f"it ended without saying {texts}")
+
     async def ended(self, process: asyncio.subprocess.Process, seconds: float = 60) -> str:
         async with asyncio.timeout(seconds):
             _, err = await process.communicate()

@@ -132,6 +132,39 @@ async def test_cut_connections_cost_nothing(cast: Cast) -> None:
     assert cast.losses(held) == [float(n) for n in range(600)]
 
 
+async def test_a_full_spool_holds_the_log_back_until_the_platform_is_there_again_or_has_given_the_lease_up(
+    cast: Cast,
+) -> None:
+    await cast.enrol()
+    cast.home.save(cast.home.load().model_copy(update={"spool_bytes": 1000}))
+    mended, lost = cast.a_job(frames=20), cast.a_job(frames=20)
+    mended.deaf = lost.deaf = True
+    cast.gateway.books.waiting += [mended, lost]
+    worker = await cast.labapex_worker("run")
+    full = "the spool or the disk is full; its log is held back until there is room"
+    await cast.logs(worker, str(mended.grant.lease), full)
+    mended.deaf = False
+    await cast.gateway.cut()
+    await cast.gateway.until(lambda: mended.fin)
+    assert cast.losses(mended) == [float(n) for n in range(40)]
+    await cast.gateway.release(mended.grant.lease)
+
+    await cast.logs(worker, str(lost.grant.lease), full)
+    looked = journal.look(cast.home.lease(lost.grant.lease))
+    assert isinstance(looked, journal.Alive)
+    assert looked.pid is not None
+    lost.over = True
+    await cast.gateway.cut()
+    await cast.logs(worker, str(lost.grant.lease), "over (the platform no longer knows the lease)")
+    ready = cast.gateway.books.ready
+    await cast.gateway.until(lambda: cast.gateway.books.ready > ready)  # once nothing of it is left
+    assert not Path(f"/proc/{looked.pid}").exists()
+    assert list((cast.home.path / "jobs").iterdir()) == []
+    assert rows(cast.home) == []
+    worker.send_signal(signal.SIGTERM)
+    await cast.ended(worker)
+
+
 async def test_a_download_that_breaks_off_goes_on_where_it_stopped(cast: Cast) -> None:
     await cast.enrol()
     held = cast.a_job(frames=1)
