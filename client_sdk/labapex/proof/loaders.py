@@ -21,9 +21,11 @@ from typing import Any
 from torch.utils.data import DataLoader, IterableDataset, _utils
 from torch.utils.data._utils import fetch
 
+from labapex.errors import UsageError
 from labapex.proof.randomness import Stream, derive, keyed
 
 _SOCKET_PATH_BYTES = 107  # sun_path in Linux's unix(7), less its closing zero
+_DESCRIPTORS = "/proc/self/fd/"
 _plain_iter = DataLoader.__iter__
 _plain_index_sampler = DataLoader._index_sampler
 _plain_fetch = {c: c.fetch for c in (fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher)}
@@ -188,13 +190,23 @@ def _room_for_sockets() -> None:
     for each other for ever: Linux takes no socket's path of over 107 bytes."""
     if len(os.fsencode(tempfile.gettempdir())) + len("/pymp-12345678/listener-12345678") > _SOCKET_PATH_BYTES:
         try:
-            short = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
-        except (
-            PermissionError
-        ):  # no sandbox, where /tmp would be the job's own: then the worker's home must be a short path
-            return
+            short = folder = tempfile.mkdtemp(prefix="pymp-", dir="/tmp")
+        except PermissionError:  # no sandbox, where /tmp would be the job's own: by a descriptor, which forks have too
+            folder = tempfile.mkdtemp(prefix="pymp-")
+            short = f"{_DESCRIPTORS}{os.open(folder, os.O_RDONLY | os.O_DIRECTORY)}"
         multiprocessing.current_process()._config["tempdir"] = short  # type: ignore[attr-defined]
-        multiprocessing.util.Finalize(None, shutil.rmtree, args=(short, True), exitpriority=-100)
+        multiprocessing.util.Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
+
+
+def _check_workers(loader: DataLoader[Any]) -> None:
+    """Raise `UsageError` for worker processes that could not hand anything over: they would be waited for in vain."""
+    place = multiprocessing.current_process()._config.get("tempdir")  # type: ignore[attr-defined]
+    context = loader.multiprocessing_context or multiprocessing
+    if loader.num_workers and (place or "").startswith(_DESCRIPTORS) and context.get_start_method() != "fork":
+        raise UsageError(
+            f"below {tempfile.gettempdir()} a data loader's workers must be forked: for others the path is too long. Leave out"
+            " multiprocessing_context, or let the job run on a host with a sandbox or with a shorter LABAPEX_WORKER_HOME"
+        )
 
 
 def install(numbering: Numbering) -> None:
@@ -219,6 +231,7 @@ def install(numbering: Numbering) -> None:
         return fetch_batch
 
     def begin(self: DataLoader[Any]) -> Iterator[Any]:
+        _check_workers(self)
         lent, numbering.lent = numbering.lent, None
         return lent if lent is not None else Pass(self, numbering)
 

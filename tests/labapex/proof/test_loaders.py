@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from tests.labapex.proof.lab import SOURCES
@@ -14,10 +15,12 @@ from labapex.proof.determinism import pin
 from labapex.proof.randomness import derive
 
 HEAD = """
-import random, time
+import os, pathlib, random, tempfile, time
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
+from labapex import landlock
+from labapex.errors import UsageError
 from labapex.proof import clock, loaders, randomness
 from labapex.proof.loaders import Numbering, pass_digests
 torch.set_num_threads(1)
@@ -47,6 +50,23 @@ hook()
 """
 
 CLAIMS = {
+    "without a sandbox workers hand over what they made below a path of any length, or it is said why they cannot": """
+place = os.path.join(tempfile.gettempdir(), "long" * 40)
+os.mkdir(place)
+tempfile.tempdir = place
+landlock.restrict([pathlib.Path(place)])  # all of /tmp is then the host's
+numbering.passes.clear()
+one = listed(make(0))
+numbering.passes.clear()
+loaders._room_for_sockets()
+assert listed(make(2, timeout=60)) == one
+try:
+    iter(make(2, multiprocessing_context="spawn"))
+except UsageError as error:
+    assert "shorter LABAPEX_WORKER_HOME" in str(error)
+else:
+    assert landlock.version() == 0
+""",
     "the order is told in advance": """
 loader = make()
 each = iter(loader)
@@ -166,13 +186,14 @@ def check(name, text):
     os.waitpid(child, 0)
 """
     path = os.pathsep.join([str(SOURCES), *sys.path])
-    done = subprocess.run(
-        [sys.executable, "-c", HEAD + check + programs + "\nprint('all tried')"],
-        env={**os.environ, **pin(1), "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    with tempfile.TemporaryDirectory(dir="/tmp") as temporary:
+        done = subprocess.run(
+            [sys.executable, "-c", HEAD + check + programs + "\nprint('all tried')"],
+            env={**os.environ, **pin(1), "PYTHONPATH": path, "TMPDIR": temporary},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
     assert "all tried" in done.stdout, done.stderr
     return done.stdout
 
