@@ -25,7 +25,7 @@ from labapex.proof import chunks, folder, sources, verifier
 from labapex.proof.challenge import Opening, draw, draw_chunk
 from labapex.proof.chunks import Measured
 from labapex.proof.folder import Asked, Proof
-from labapex.protocol.contract import Contract
+from labapex.protocol.contract import Contract, Handover
 from labapex.protocol.records import Leaf
 from labapex.protocol.replay import PreflightReport, PreflightRequest, ReplayRequest
 from labapex.protocol.verdict import Cost, SignedVerdict
@@ -40,19 +40,22 @@ KEY_ID = "vectors"
 
 @dataclass(frozen=True)
 class Terms:
-    """`job`: 0 for a run that nobody ordered."""
+    """`job`: 0 for a run that nobody ordered. `held`: the leaves of a host that was lost, behind the last of which another one
+    went on."""
 
     every: int
     epochs: int = 2
     keep: int = 1
     args: tuple[str, ...] = ()
     job: int = 0
+    held: tuple[int, ...] = ()
 
 
 TERMS = {
     "recorded": Terms(every=2),
     "sparse": Terms(every=1, keep=3),
     "platform": Terms(every=1, args=("--width", "586", "--momentum", "0"), job=1),
+    "handover": Terms(every=1, job=2, held=(0, 2, 4)),
 }
 
 
@@ -74,9 +77,25 @@ class _Run:
         preflight = self._preflight()
         self.environment = preflight.environment
         self.contract = self._contract(preflight)
-        self.recording = lab.record(self.contract, work)
+        made = lab.record(self.contract, work)
+        self.leaves, self.losses = made.leaves, made.losses
         self.states = {index: work / "states" / f"{index}.safetensors" for index in self.contract.kept_leaves()}
-        self.leaves = self.recording.leaves
+        if terms.held:
+            self._hand_over(terms.held)
+
+    def _hand_over(self, held: tuple[int, ...]) -> None:
+        """What is there behind the last of these leaves comes from a second host."""
+        first = self.contract
+        leaf, kept = self.leaves[held[-1]], {index: self.states[index] for index in held}
+        handover = Handover(lease=first.lease, leaf=leaf, held=held)
+        self.contract = first.model_copy(update={"lease": UUID(int=first.lease.int + 1), "handovers": (handover,)})
+        second = self.work / "second"
+        self.found.fill(second / "work")
+        made = self.lab.take_over(self.contract, second, self.states[leaf.index])
+        self.leaves = [*self.leaves[: leaf.index + 1], *made.leaves]
+        self.losses = [*self.losses[: leaf.step], *made.losses]
+        own = {each.index: second / "states" / f"{each.index}.safetensors" for each in made.leaves}
+        self.states = kept | own
 
     def write(self, root: Path) -> None:
         if not self.terms.job:
@@ -119,6 +138,7 @@ class _Run:
             epochs=self.terms.epochs,
             checkpoint_every=self.terms.every,
             keep_every=self.terms.keep,
+            upload_every=2 if self.terms.held else 0,
             threads=1,
             facts=preflight.facts,
         )
@@ -127,8 +147,8 @@ class _Run:
         return folder.build(
             contract=self.contract,
             leaves=self.leaves,
-            losses=self.recording.losses,
-            times=[BEGAN + n for n in range(len(self.recording.losses))],
+            losses=self.losses,
+            times=[BEGAN + n for n in range(len(self.losses))],
             files=self.found.files,
             code=[(JOB / part.path).read_bytes() for part in self.found.files.code],
             environment=self.environment,
@@ -142,15 +162,16 @@ class _Run:
         return self.work / folder.WEIGHTS
 
     def _challenge(self) -> tuple[Asked, Path, Opening]:
-        """The last chunk, which is the smallest, and states of which one stays closed."""
+        """The last chunk, which is the smallest, and a draw that tells much."""
         count = chunks.count(self.contract.facts.layout)
         chunk_nonce = next(n for n in _nonces("chunk") if draw_chunk(self.contract, random.Random(n)) == count - 1)
         answer = self.work / folder.CHUNKS
-        answer.write_bytes(b"".join(self._shown(leaf, count - 1) for leaf in self.leaves))
+        shown = chunks.asked(self.contract, self.leaves)
+        answer.write_bytes(b"".join(self._shown(self.leaves[index], count - 1) for index in shown))
         with answer.open("rb") as file:
             measured = chunks.check(self.contract, self.leaves, count - 1, file)
         drawn = ((n, self._draw(n, measured)) for n in _nonces("states"))
-        nonce, opening = next((n, each) for n, each in drawn if len(each.indices) < len(self.leaves))
+        nonce, opening = next((n, each) for n, each in drawn if self._tells(each))
         asked = Asked(
             chunk_nonce=chunk_nonce,
             chunk=count - 1,
@@ -164,6 +185,11 @@ class _Run:
             evaluations=opening.evaluations,
         )
         return asked, answer, opening
+
+    def _tells(self, opening: Opening) -> bool:
+        """One state stays closed, and that is opened from which another host went on."""
+        after = self.contract.after
+        return len(opening.indices) < len(self.leaves) and (after is None or after.index in opening.indices)
 
     def _shown(self, leaf: Leaf, number: int) -> bytes:
         with self.states[leaf.index].open("rb") as state:

@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.vectors import independent
-from tests.vectors.independent import canonical, digest, entry_hash, root, sha256
+from tests.vectors.independent.canonical import canonical, digest, sha256
+from tests.vectors.independent.log import first_terms
+from tests.vectors.independent.states import tree
+from tests.vectors.independent.trees import entry_hash, root
 
 Edit = dict[str, Any]
 _MANIFEST, _CONTRACT, _LEAVES, _LOSSES = "manifest.json", "contract.json", "leaves.jsonl", "losses.f64"
@@ -148,19 +150,23 @@ def fit_states(folder: Path) -> None:
     for index, leaf in enumerate(leaves):
         path = folder / "states" / f"{index}.safetensors"
         if path.exists():
-            hashes, _ = independent.tree(path.read_bytes())
+            hashes, _ = tree(path.read_bytes())
             leaf |= {"state": root(hashes).hex(), "chunks": len(hashes), "size": path.stat().st_size}
     save(folder, _LEAVES, leaves)
 
 
 def fit_chain(folder: Path) -> None:
-    """The leaves commit to the losses as they are, and follow one another from the contract on."""
-    leaves, losses = load(folder, _LEAVES), (folder / _LOSSES).read_bytes()
-    before, at = digest(load(folder, _CONTRACT)), 0
+    """The leaves commit to the losses as they are, and follow one another from the first contract on; handovers name them."""
+    contract, leaves, losses = load(folder, _CONTRACT), load(folder, _LEAVES), (folder / _LOSSES).read_bytes()
+    before, at = digest(first_terms(contract)), 0
     for leaf in leaves:
         leaf |= {"prev": before, "losses": sha256(losses[8 * at : 8 * leaf["step"]])}
         before, at = digest(leaf), leaf["step"]
     save(folder, _LEAVES, leaves)
+    if handovers := contract.get("handovers"):
+        for each in handovers:
+            each["leaf"] = leaves[each["leaf"]["index"]]
+        save(folder, _CONTRACT, contract)
 
 
 def fit_manifest(folder: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tests.labapex.proof.forge import replayer
 from tests.labapex.proof.lab import Lab
-from tests.vectors import independent, make, patch
+from tests.vectors import make, patch
+from tests.vectors.independent import reader
 
 from labapex.client import check_verdict
 from labapex.errors import MalformedInput, Tampered, UsageError
@@ -48,8 +49,8 @@ def never(request: ReplayRequest) -> Replayed:
 def stage(root: Path) -> str | None:
     """How far the independent reader gets; None: to the end."""
     try:
-        independent.read(root)
-    except independent.Refused as refused:
+        reader.read(root)
+    except reader.Refused as refused:
         return refused.stage
     return None
 
