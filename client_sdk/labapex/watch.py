@@ -6,7 +6,7 @@ in their folder. A job may be past a limit for that second. Deleted files that a
 floor of free space is for them.
 
 `sandbox.popen` starts it for every program; it lives as long as that and ends with its exit status, or with `EXCEEDED` and a line
-on standard error that names the limit.
+on standard error that names the limit. Inside of the sandbox a job's supervisor looks by `exceeded` too, as its contract says.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from labapex import drop, sandbox
 
@@ -32,6 +33,16 @@ PERIOD_SECONDS = 1.0
 SHARE = 10  # looking takes at most one part in so many of the time
 _PR_SET_PDEATHSIG = 1
 _MEMORY_FOLDERS = ("tmp", "dev/shm")  # as seen from a process in the sandbox
+
+
+class Excess(NamedTuple):
+    """A limit that was passed: `memory`, `disk` or `processes`, and how far."""
+
+    limit: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"{self.words} ({self.limit})"
 
 
 def main(arguments: list[str]) -> int:
@@ -71,7 +82,7 @@ def watch(
     disk: int | None,
     processes: int | None,
     private: Sequence[Path] = (),
-) -> str | None:
+) -> Excess | None:
     """Wait for the program's end; None then, or what it took too much of. Sizes in bytes; `private` folders lie in memory."""
     descriptor = os.pidfd_open(child.pid)
     poll = select.poll()
@@ -80,7 +91,10 @@ def watch(
     try:
         while not poll.poll(1000 * pause):
             began = time.monotonic()
-            if (reason := exceeded(child.pid, folder, memory, disk, processes, private)) is not None:
+            reason = exceeded(child.pid, folder, memory, disk, processes, private)
+            if reason is None and disk is not None:
+                reason = crowded(folder)
+            if reason is not None:
                 return reason
             pause = max(PERIOD_SECONDS, SHARE * (time.monotonic() - began))
         return None
@@ -95,38 +109,46 @@ def exceeded(
     disk: int | None,
     processes: int | None,
     private: Sequence[Path] = (),
-) -> str | None:
-    """What a program, its descendants and its folder take too much of at this moment, in words; None where it is nothing."""
+) -> Excess | None:
+    """What a program, its descendants and its folder take too much of at this moment; None where it is nothing."""
     tree = [pid, *sandbox.descendants(pid)]
     if processes is not None and (threads := sum(map(_threads, tree))) >= processes:
-        return f"{threads} processes and threads; {processes} are the limit of a job (processes)"
+        return Excess("processes", f"the job ran {threads} processes and threads; {processes} are its limit")
     if memory is not None and (used := memory_used(tree, memory, private)) > memory:
-        return f"{_size(used)} of memory are used; {_size(memory)} are the limit of a job (memory)"
+        return Excess("memory", f"the job used {size(used)} of memory; {size(memory)} are its limit")
     if disk is not None:
         try:
             used = disk_used(folder)
         except OSError as error:
-            return f"its files cannot be counted, as they must be to be limited (disk): {error.strerror}"
+            return Excess("disk", f"the job's files cannot be counted, as they must be: {error.strerror}")
         if used > disk:
-            return f"its files take {_size(used)}; {_size(disk)} are the limit of a job (disk)"
-        space = os.statvfs(folder)
-        if (free := space.f_bavail * space.f_frsize) < FREE_BYTES:
-            return (
-                f"only {_size(free)} are free on the disk of its folder; {_size(FREE_BYTES)} are left to others (disk)"
-            )
+            return Excess("disk", f"the job's files took {size(used)}; {size(disk)} are its limit")
     return None
+
+
+def crowded(folder: Path) -> Excess | None:
+    """Whether the disk on which a folder lies is nearly full, whoever filled it."""
+    space = os.statvfs(folder)
+    if (free := space.f_bavail * space.f_frsize) >= FREE_BYTES:
+        return None
+    return Excess(
+        "disk", f"only {size(free)} are free on the disk of its folder; {size(FREE_BYTES)} are left to others"
+    )
 
 
 def memory_used(tree: list[int], enough: int, private: Sequence[Path] = ()) -> int:
     """Bytes of memory that go when these processes go.
 
     Resident pages count for each process first; where that is more than `enough`, what processes share since a fork is counted
-    once, which takes longer to find out. Files in memory and pages mapped from them are mostly the same: the larger counts."""
+    once, which takes longer to find out. Files in memory and pages mapped from them are mostly the same: the larger counts.
+
+    What a process shares is closed to others of the same rights where it may not be debugged. Of such processes the largest
+    counts alone: it is not too much whatever they share."""
     files = sum(_memory_files(tree, private).values())
-    rough = _sum(tree, "status", "RssAnon:") + max(files, _sum(tree, "status", "RssShmem:"))
+    rough = _resident(tree, "RssAnon:") + max(files, _resident(tree, "RssShmem:"))
     if rough <= enough:
         return rough
-    return _sum(tree, "smaps_rollup", "Pss_Anon:") + max(files, _sum(tree, "smaps_rollup", "Pss_Shmem:"))
+    return _shared(tree, "Pss_Anon:", "RssAnon:") + max(files, _shared(tree, "Pss_Shmem:", "RssShmem:"))
 
 
 def disk_used(folder: Path) -> int:
@@ -174,15 +196,24 @@ def _memory_files(tree: list[int], private: Sequence[Path]) -> dict[tuple[int, i
     return found
 
 
-def _sum(tree: list[int], file: str, name: str) -> int:
-    """Bytes, from the lines `NAME  N kB` of a file of each process."""
-    return sum(_field(pid, file, name) for pid in tree)
+def _resident(tree: list[int], name: str) -> int:
+    return sum(_field(pid, "status", name) or 0 for pid in tree)
 
 
-def _field(pid: int, file: str, name: str) -> int:
+def _shared(tree: list[int], part: str, whole: str) -> int:
+    """Bytes of all processes, where what some of them share counts once; of the closed ones, the largest."""
+    parts = {pid: _field(pid, "smaps_rollup", part) for pid in tree}
+    closed = [_field(pid, "status", whole) or 0 for pid, found in parts.items() if found is None]
+    return sum(found for found in parts.values() if found is not None) + max(closed, default=0)
+
+
+def _field(pid: int, file: str, name: str) -> int | None:
+    """Bytes, from the line `NAME  N kB` of a process's file; None where it is closed to us, 0 where the process has ended."""
     try:
         text = Path(f"/proc/{pid}/{file}").read_text(errors="replace")
-    except OSError:  # it ended
+    except PermissionError:
+        return None
+    except OSError:
         return 0
     return next((int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith(name)), 0)
 
@@ -194,5 +225,6 @@ def _threads(pid: int) -> int:
         return 0
 
 
-def _size(size: int) -> str:
-    return f"{size / (1 << 20):.0f} MiB"
+def size(count: int) -> str:
+    """Bytes as people say them."""
+    return f"{count / (1 << 30):.4g} GiB" if count >= 1 << 30 else f"{count / (1 << 20):.0f} MiB"

@@ -181,3 +181,18 @@ def test_a_script_that_raises_where_no_preflight_looks(stack: Stack, tmp_path: P
     assert "KeyError: 'no such column'" in said.error
     assert "raise KeyError('no such column')" in said.err
     assert (said.summary["state"], said.summary["paid"], said.summary["refunded"]) == ("failed", 0, 10_000_000)
+
+
+def test_a_script_that_takes_more_than_it_asked_for_ends_its_job_and_is_tried_on_no_other_host(
+    stack: Stack, tmp_path: Path
+) -> None:
+    bomb = (
+        "loss.backward()\n        if epoch == 4:\n            hoard = torch.ones(300 << 20)\n            time.sleep(60)"
+    )
+    folder = scripts.job(tmp_path / "job", epochs=6, limits={"memory": "1G"})
+    with stack.worker("bombed") as worker:
+        said = hand_in(stack, change(folder, "loss.backward()", bomb))
+    assert said.code == 100
+    assert "GiB of memory; 1 GiB are its limit: ask for more in labapex.yaml (limits.memory)" in said.error
+    assert (said.summary["state"], said.summary["paid"], said.summary["refunded"]) == ("failed", 0, 10_000_000)
+    assert worker.log.read_text().count(": fetching job ") == 1

@@ -43,32 +43,32 @@ def folder(tmp_path: Path) -> Path:
         (
             "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
             {"processes": 40},
-            "limit of a job (processes)",
+            "40 are its limit (processes)",
         ),
         (
             "import os, time\nfor _ in range(3): os.fork()\nhoard = bytes(range(256)) * (16 << 12)\ntime.sleep(99)",
             {"total_memory_bytes": 64 * MIB},
-            "64 MiB are the limit of a job (memory)",
+            "64 MiB are its limit (memory)",
         ),
         (
             "import time\nopen('/dev/shm/hoard', 'wb').write(bytes(96 << 20))\ntime.sleep(99)",
             {"total_memory_bytes": 64 * MIB},
-            "64 MiB are the limit of a job (memory)",
+            "64 MiB are its limit (memory)",
         ),
         (
             "import os, time\nos.write(os.memfd_create('hoard'), bytes(96 << 20))\ntime.sleep(99)",
             {"total_memory_bytes": 64 * MIB},
-            "64 MiB are the limit of a job (memory)",
+            "64 MiB are its limit (memory)",
         ),
         (
             "import time\nopen('private/hoard', 'wb').write(bytes(96 << 20))\ntime.sleep(99)",
             {"total_memory_bytes": 64 * MIB},
-            "64 MiB are the limit of a job (memory)",
+            "64 MiB are its limit (memory)",
         ),
         (
             "import time\nfor n in range(64): open(f'{n}', 'wb').write(bytes(1 << 20))\ntime.sleep(99)",
             {"disk_bytes": 32 * MIB},
-            "32 MiB are the limit of a job (disk)",
+            "32 MiB are its limit (disk)",
         ),
         (
             "import os, time\nos.mkdir('closed')\nopen('closed/x', 'wb').write(bytes(1))\nos.chmod('closed', 0)\n"
@@ -129,6 +129,5 @@ def test_a_file_of_no_bytes_counts_too_and_a_link_is_not_followed(tmp_path: Path
 
 def test_a_full_disk_is_the_jobs_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "FREE_BYTES", 1 << 60)
-    reason = watch.exceeded(os.getpid(), tmp_path, None, 1 << 60, None)
-    assert reason is not None
-    assert "left to others (disk)" in reason
+    assert "left to others (disk)" in str(watch.crowded(tmp_path))
+    assert watch.exceeded(os.getpid(), tmp_path, None, 1 << 60, None) is None  # it is not what the job took

@@ -18,6 +18,7 @@ from tests.labapex_runner.jobs import Agent, Made, Received, make
 from labapex import executable
 from labapex.protocol.canonical import canonical
 from labapex.protocol.contract import Contract, ScriptFacts
+from labapex.protocol.limits import Limits
 from labapex.protocol.replay import PreflightReport, PreflightRequest, RegenerateReport, RegenerateRequest
 from labapex_runner.build import build
 from labapex_runner.supervisor import SUCCEEDED, TRAINING_FAILED
@@ -113,12 +114,20 @@ def tmp_path() -> Iterator[Path]:
         yield Path(name).resolve()
 
 
-def job(frozen: Path, folder: Path, facts: ScriptFacts, files: dict[str, bytes], *, keep: int = 1) -> Made:
+def job(
+    frozen: Path,
+    folder: Path,
+    facts: ScriptFacts,
+    files: dict[str, bytes],
+    *,
+    keep: int = 1,
+    limits: Limits | None = None,
+) -> Made:
     terms = Contract(
         job="00000000-0000-4000-8000-000000000001",  # type: ignore[arg-type]
         lease="00000000-0000-4000-8000-000000000002",  # type: ignore[arg-type]
         seed="5e" * 32, code="c0" * 32, data="da" * 32, script="train.py", args=(),
-        epochs=2, checkpoint_every=3, keep_every=keep, threads=1, facts=facts,
+        epochs=2, checkpoint_every=3, keep_every=keep, threads=1, limits=limits, facts=facts,
     )  # fmt: skip
     return make(folder, files, runner=executable.load_runner(frozen), terms=terms)
 
@@ -187,6 +196,18 @@ def test_a_script_that_raises_in_an_executable_says_so_to_its_client_only(
     assert got.fin is None
     assert "a mistake of mine" in got.console("stderr")
     assert "a mistake of mine" not in stderr
+
+
+def test_a_script_that_writes_more_than_its_contract_allows_ends_with_the_limit_named(
+    frozen: Path, facts: ScriptFacts, tmp_path: Path
+) -> None:
+    writing = b"import os, signal; os.posix_fallocate(os.open('hoard', 66, 384), 0, 300 << 20); signal.pause()"
+    script = SCRIPT.replace(b"num_workers=2", b"num_workers=0").replace(b"loss.backward()", writing)
+    limits = Limits(memory=4 << 30, disk=256 << 20, processes=512)
+    status, got, _ = run(job(frozen, tmp_path, facts, {**FILES, "train.py": script}, limits=limits), tmp_path)
+    assert status == TRAINING_FAILED
+    assert got.failure is not None
+    assert "256 MiB are its limit: ask for more in labapex.yaml (limits.disk)" in got.failure
 
 
 def test_a_script_may_say_its_loop_by_the_session_that_is_frozen_too(frozen: Path, tmp_path: Path) -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from tests.labapex.test_installed import install
 from tests.labapex_runner import standin
-from tests.labapex_runner.jobs import Agent, Made, Received, make, new_keys
+from tests.labapex_runner.jobs import Agent, Made, Received, contract, make, new_keys
 
 from labapex import installed, sealing
 from labapex.protocol import frames
 from labapex.protocol.canonical import Message
+from labapex.protocol.limits import Limits
 from labapex_runner.host import SITE_PACKAGES
 from labapex_runner.supervisor import NO_ENVIRONMENT, ON_DISK, REFUSED, SUCCEEDED, TRAINING_FAILED
 
@@ -106,6 +107,40 @@ def test_a_script_that_ends_in_another_way_is_a_failure_with_its_reason(run: Run
     assert got.fin is None
     assert said in got.console("stderr")
     assert (got.failure is None) == ("SIGKILL" in said)  # a signal may be the host's doing, all else is the script's
+
+
+HOARD = "hoard = bytearray(256 << 20)\nhoard[::4096] = bytes([1]) * (256 << 8)\n"
+
+
+@pytest.mark.parametrize(
+    ("taking", "named"),
+    [
+        (HOARD, "of memory; 128 MiB are its limit: ask for more in labapex.yaml (limits.memory)"),
+        ("import os\nif not os.fork():\n    os.setsid()\n" + HOARD, "of memory; 128 MiB are its limit"),
+        (
+            "import os\nfile = open('hoard', 'wb')\nos.posix_fallocate(file.fileno(), 0, 65 << 20)\n",
+            "the job's files took 65 MiB; 64 MiB are its limit: ask for more in labapex.yaml (limits.disk)",
+        ),
+        (
+            "import os\nfor _ in range(40):\n    if not os.fork():\n        __import__('signal').pause()\n",
+            "40 are its limit: ask for more in labapex.yaml (limits.processes)",
+        ),
+    ],
+    ids=["memory", "memory of another session", "disk", "processes"],
+)
+def test_a_job_that_takes_more_than_its_contract_allows_is_ended_with_the_limit_named(
+    run: Run, taking: str, named: str
+) -> None:
+    limits = Limits(memory=128 << 20, disk=64 << 20, processes=40)
+    script = f"record(1.0)\n{taking}import signal\nsignal.pause()"
+    made = make(run.folder, {"train.py": script.encode()}, terms=contract().model_copy(update={"limits": limits}))
+    status, got = run.finish(run.start(made, Agent(run.folder / "s", made)))
+    assert status == TRAINING_FAILED, run.stderr
+    assert got.fin is None
+    assert got.losses == [1.0]
+    assert got.failure is not None
+    assert named in got.failure
+    assert got.failure in got.console("stderr")
 
 
 def test_a_host_without_torch_is_told_so_and_no_key_is_asked_for(run: Run) -> None:

@@ -37,6 +37,10 @@ def main() -> None:
         os._exit(7)
     if word == "linger":
         time.sleep(float(rest))
+    if word == "hoard":
+        hoard = bytearray(int(rest))
+        hoard[::4096] = bytes([1]) * len(hoard[::4096])
+        time.sleep(3600)
     if word == "hang":
         time.sleep(3600)
     if word == "link":

@@ -56,6 +56,7 @@ def make(
     from labapex import executable
     from labapex.protocol.canonical import digest
     from labapex.protocol.contract import Contract, ScriptFacts
+    from labapex.protocol.limits import Limits
     from labapex.protocol.manifest import Index, Manifest
     from labapex.protocol.requirements import Lock
 
@@ -83,6 +84,7 @@ def make(
         checkpoint_every=1,
         keep_every=int(str(plan.get("keep", 1))),
         threads=1,
+        limits=Limits(memory=int(str(plan.get("memory", 1 << 20))), disk=1 << 20, processes=64),
         facts=facts,
     )
     manifest = Manifest(

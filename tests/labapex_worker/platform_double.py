@@ -55,6 +55,7 @@ from labapex.protocol.frames import (
     genesis,
     hello_bytes,
 )
+from labapex.protocol.limits import Limits
 from labapex.protocol.manifest import Manifest, ReleasedKeys
 from labapex.protocol.packing import pack
 
@@ -71,6 +72,7 @@ class Held:
     release: KeyRelease | None = None
     fin: Fin | None = None
     failed: str | None = None
+    declined: bool = False
     observations: list[Observation] = field(default_factory=list)
     over: bool = False
     challenge: tuple[int, ...] = ()
@@ -98,6 +100,7 @@ class Books:
         self.ready = 0
         self.paused = ""  # the reason that the worker gave last
         self.price: int | None = None
+        self.room: Limits | None = None
         self.heartbeats: list[Heartbeat] = []
         self.trial: list[TrialReady | TrialAnswer | TrialPart] = []
 
@@ -116,7 +119,7 @@ class Books:
     def hear(self, data: bytes) -> list[Message]:
         message = from_agent(data)
         if isinstance(message, Ready):
-            self.ready, self.paused, self.price = self.ready + 1, "", message.price_per_hour
+            self.ready, self.paused, self.price, self.room = 1, "", message.price_per_hour, message.room
             return self.give()
         if isinstance(message, Paused):
             self.ready, self.paused = 0, message.reason
@@ -148,7 +151,7 @@ class Books:
             case KeyRequest():
                 return self._release(held, message)
             case Failed():
-                held.failed = message.reason
+                held.failed, held.declined = message.reason, message.declined
                 held.over = True
                 return [Released(lease=message.lease, reason="failed")]
 

@@ -54,6 +54,24 @@ async def test_a_job_runs_from_grant_to_release_and_leaves_nothing_behind(cast: 
     assert held.grant.token not in err
 
 
+async def test_a_job_that_asks_for_more_than_the_owner_allows_is_not_started_and_not_called_a_failure(
+    cast: Cast,
+) -> None:
+    await cast.enrol()
+    assert (await cast.said("limits", "--memory", "1G"))[0] == 0
+    large, small = cast.a_job(memory=3 << 29), cast.a_job(memory=1 << 30, frames=2)
+    cast.gateway.books.waiting += [large, small]
+    worker = await cast.labapex_worker("run")
+    await cast.gateway.until(lambda: small.fin)
+    assert large.declined
+    assert large.failed == "the job asks for 1.5 GiB of memory, and 1 GiB are to be had"
+    assert large.frames == []
+    assert cast.gateway.books.room is not None
+    assert cast.gateway.books.room.memory == 1 << 30
+    worker.kill()
+    await worker.communicate()
+
+
 async def test_a_worker_that_is_to_end_after_one_job_begins_no_other_while_it_waits_for_the_verdict(cast: Cast) -> None:
     await cast.enrol()
     held, other = cast.a_job(frames=2, states=1, challenge=(0,)), cast.a_job(frames=2)

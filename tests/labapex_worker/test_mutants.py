@@ -66,8 +66,16 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "another reason is not said": (", self._asked = reason, False", " = reason"),
     },
     "go": {
-        "the same price is said each time": ("if self.held is None and price == self.price:", "if False:"),
-        "the price is lost": ("self.price, self._asked = None, price, False", "self._asked = None, False"),
+        "the same price is said each time": (
+            "if self.held is None and (price, room) == (self.price, self.room):",
+            "if False:",
+        ),
+        "the price is lost": (
+            "self.price, self.room, self._asked = None, price, room, False",
+            "self.room, self._asked = None, room, False",
+        ),
+        "the room is lost": ("self.room, self._asked = None, price, room, False", "self._asked = None, price, False"),
+        "other room is not told": ("(price, room) == (self.price, self.room)", "price == self.price"),
     },
     "give_back": {"what has finished is given back": ("if work.phase in TRAINS", "")},
     "refusal": {
@@ -121,6 +129,12 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "readings are taken in any phase": (" or work.phase is not Phase.RUNNING", ""),
         "readings are kept without a limit": ("[-MAX_OBSERVATIONS:]", ""),
         "the newest readings go": ("[-MAX_OBSERVATIONS:]", "[:MAX_OBSERVATIONS]"),
+    },
+    "declined": {
+        "it is a failure": ("work.declined = True", "pass"),
+        "one that runs is declined": ("work.phase in (Phase.GRANTED, Phase.STARTING)", "True"),
+        "one that was fetched is not declined": ("(Phase.GRANTED, Phase.STARTING)", "(Phase.GRANTED,)"),
+        "one that was not fetched is not declined": ("(Phase.GRANTED, Phase.STARTING)", "(Phase.STARTING,)"),
     },
     "failed": {
         "a lease fails twice": ("(Phase.FAILED, Phase.RELEASED)", "(Phase.RELEASED,)"),
@@ -190,7 +204,8 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "work is asked for before the greeting": ("not self._greeted or ", ""),
         "work is asked for though the owner holds it": ("if self.held is not None:", "if False:"),
         "work is asked for without a free slot": ("if self._busy() >= self.slots:", "if False:"),
-        "the price is not said": ("price_per_hour=self.price", ""),
+        "the price is not said": ("price_per_hour=self.price, ", ""),
+        "the room is not said": (", room=self.room", ""),
     },
     "_open": {
         "what a failed lease logged is not sent": ("return work.drains and work.base < work.end", "return False"),

@@ -28,6 +28,7 @@ from labapex.protocol.frames import (
     Released,
     TrialPrepare,
 )
+from labapex.protocol.limits import Limits
 from labapex_worker import effects
 from labapex_worker.effects import Effect, Send, SendFrames
 from labapex_worker.phases import Phase
@@ -158,6 +159,27 @@ def test_a_worker_that_is_held_asks_for_no_work_and_says_why_on_each_connection(
     assert session.hold("too hot") == [Send(Paused(reason="too hot"))]
     grant = a_grant()
     assert effects.Fetch(grant.lease) in session.grant(grant), "what crosses a pause is worked on"
+
+
+def test_what_room_there_is_for_a_job_is_told_whenever_it_is_another(session: Session) -> None:
+    large, small = (Limits(memory=memory << 30, disk=1 << 40, processes=100) for memory in (8, 2))
+    session.go(None, large)
+    assert greet(session) == [Send(Ready(room=large))]
+    assert session.go(None, large) == []
+    assert session.go(None, small) == [Send(Ready(room=small))]
+
+
+def test_a_job_that_there_is_no_room_for_is_declined_and_one_that_runs_is_not(session: Session) -> None:
+    greet(session)
+    for fetched in (False, True):
+        grant = a_grant()
+        session.grant(grant)
+        if fetched:
+            session.fetched(grant.lease)
+        said = session.declined(grant.lease, "it asks for more")
+        assert said[-2:] == [Send(Failed(lease=grant.lease, reason="it asks for more", declined=True)), Send(Ready())]
+    grant = running(session)
+    assert Send(Failed(lease=grant.lease, reason="too late")) in session.declined(grant.lease, "too late")
 
 
 def test_a_worker_that_may_go_on_asks_for_work_at_its_owners_price(session: Session) -> None:

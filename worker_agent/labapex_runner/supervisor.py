@@ -6,7 +6,8 @@
     drain     the trainer has ended; the log is brought to its end
 
 The client's code runs in the trainer only. It can lie in its events about its own training, which replay finds out; it
-can neither read a key nor write a device sample.
+can neither read a key nor write a device sample. Where it takes more than its contract allows it is ended, and the sealed log
+says so: that is the client's matter, while what a host's own limits end is the host's.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from labapex import executable, sealing
-from labapex.errors import LabApexError, MalformedInput, Tampered
+from labapex import executable, sandbox, sealing, watch
+from labapex.errors import LabApexError, MalformedInput, SandboxUnavailable, Tampered
 from labapex.proof import merkle, statefile
 from labapex.protocol.contract import Environment
 from labapex.protocol.frames import KeyRelease, KeyRequest, Refusal
@@ -40,6 +41,7 @@ SUCCEEDED, TRAINING_FAILED, REFUSED, NO_ENVIRONMENT = 0, 3, 4, 5
 SAMPLE_SECONDS = 1.0
 RETRY_SECONDS = 10.0  # without a sign of progress from the agent while it holds less than was made
 SHUTDOWN_SECONDS = 10.0  # for the interpreter of a script that is done
+LOOK_SECONDS = 0.25  # between two looks at what the job takes: before a host's own watch, which looks each second
 POLL_SECONDS = 0.1  # how soon the trainer's end is seen
 MAX_EARLY_OUTPUT = 64 << 10
 ON_DISK = "[labapex] code and data lie on this host's disk while the job runs, and not in its memory alone\n"
@@ -111,7 +113,7 @@ class Supervisor:
         self._log: Log | None = None
         self._meter: samples.Meter | None = None
         self._complained: str | None = None
-        self._sample_at = 0.0
+        self._sample_at = self._look_at = 0.0
         self._step = 0 if self._contract.after is None else self._contract.after.step
         self._done = False
         self._failure: str | None = None
@@ -226,6 +228,8 @@ class Supervisor:
             self._watch(now)
         if self._status is not None:
             return
+        if self._log is not None and not self._ended and now >= self._look_at:
+            self._hold_to_limits(now)
         if self._environment is not None and self._request is None:
             self._make_request(self._environment)
         if self._request is not None and self._channel.connect(now):
@@ -325,6 +329,21 @@ class Supervisor:
     def _flush(self) -> None:
         if self._log is not None and (body := self._batch.take()) is not None:
             self._log.append(body)
+
+    def _hold_to_limits(self, now: float) -> None:
+        """End the trainer where it, and what it started, takes more than the contract allows."""
+        limits = self._contract.limits
+        if limits is None or self._done or self._failure is not None:
+            return
+        excess = watch.exceeded(self._child.pid, self._folder, limits.memory, limits.disk, limits.processes)
+        self._look_at = now + max(LOOK_SECONDS, watch.SHARE * (time.monotonic() - now))
+        if excess is None:
+            return
+        self._failure = f"{excess.words}: ask for more in labapex.yaml (limits.{excess.limit})\n"
+        try:
+            sandbox.kill_group(self._child.pid)
+        except SandboxUnavailable as error:
+            print(f"error: {error}", file=sys.stderr)  # the sandbox's own end takes them along
 
     # -- the trainer's end ---------------------------------------------------------------------------------------------
 

@@ -43,6 +43,7 @@ from labapex.protocol.frames import (
     from_executable,
     to_agent,
 )
+from labapex.protocol.limits import Limits
 from labapex_worker import effects
 from labapex_worker.phases import Phase
 from labapex_worker.session import Session, Work
@@ -247,14 +248,17 @@ class Agent:
     def exited(self, lease: UUID, how: str) -> list[Errand]:
         return self._do(self.session.exited(lease, how))
 
+    def declined(self, lease: UUID, reason: str) -> list[Errand]:
+        return self._do(self.session.declined(lease, reason))
+
     def failed(self, lease: UUID, reason: str) -> list[Errand]:
         return self._do(self.session.failed(lease, reason))
 
     def hold(self, reason: str) -> list[Errand]:
         return self._do(self.session.hold(reason))
 
-    def go(self, price: int | None) -> list[Errand]:
-        return self._do(self.session.go(price))
+    def go(self, price: int | None, room: Limits | None = None) -> list[Errand]:
+        return self._do(self.session.go(price, room))
 
     def give_back(self, reason: str) -> list[Errand]:
         return self._do(self.session.give_back(reason))

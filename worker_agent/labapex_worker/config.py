@@ -54,10 +54,10 @@ class Config(Message):
     spool_bytes: int = Field(default=1 << 30, gt=0)  # when that much log waits for the platform, jobs hold theirs back
     executable_bytes: int = Field(default=64 << 30, gt=0)
     environment_bytes: int = Field(default=20 << 30, gt=0)  # unpacked packages of jobs; the oldest make room
-    memory_bytes: int | None = None  # data of one process of a job
-    total_memory_bytes: int | None = None  # of all processes of a job; None: nine tenths of what the host has
+    total_memory_bytes: int | None = Field(
+        default=None, gt=0
+    )  # of all processes of a job; None: nine tenths of what the host has
     private_bytes: int | None = Field(default=None, ge=0)  # memory for a job's files; None: a quarter of nine tenths
-    file_bytes: int | None = None
     disk_bytes: int = Field(default=256 << 30, gt=0)  # all files of a job
     processes: int | None = Field(default=4096, gt=0)
     limits: Limits = Limits()

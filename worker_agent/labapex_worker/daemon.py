@@ -22,7 +22,7 @@ from uuid import UUID
 
 from labapex import nvml
 from labapex.errors import LabApexError, MalformedInput, UsageError
-from labapex_worker import devices, effects, executables, journal, logs, metrics, packages, transfers
+from labapex_worker import devices, effects, executables, journal, logs, metrics, packages, room, transfers
 from labapex_worker.agent import Agent, Errand, ToExecutable, ToPlatform
 from labapex_worker.config import Home
 from labapex_worker.connection import Connection
@@ -214,7 +214,11 @@ class Daemon:
         else:
             if self._agent.session.held is not None:
                 log.info("work is taken again")
-            self._do(self._agent.go(self._owner.config.limits.price_per_hour))
+            self._do(
+                self._agent.go(
+                    self._owner.config.limits.price_per_hour, room.of_host(self._owner.config, self._home.path)
+                )
+            )
 
     def _decide(self) -> Go | Pause:
         ends = "it ends after this job" if self._last_job else None
@@ -297,7 +301,11 @@ class Daemon:
             await transfers.fetch(self._http, lease.grant, folder, self._owner.config, self._keeper)
         except (LabApexError, OSError) as error:
             self._mind_room(error)
-            self._failed(lease.id, f"the executable could not be fetched: {error}")
+            why = f"the executable could not be fetched: {error}"
+            if isinstance(error, transfers.NoRoom):
+                self._do(self._agent.declined(lease.id, why))
+            else:
+                self._failed(lease.id, why)
             return
         try:
             await packages.prepare(self._http, lease.grant, folder, self._home, self._owner.config)
@@ -315,6 +323,9 @@ class Daemon:
     async def _start(self, lease: Lease) -> None:
         try:
             await self._executables.start(lease)
+        except room.Lacking as error:
+            self._heed(self._decide())  # tells what room there is
+            self._do(self._agent.declined(lease.id, str(error)))
         except (LabApexError, OSError) as error:
             self._failed(lease.id, f"the executable could not be started: {error}")
         else:

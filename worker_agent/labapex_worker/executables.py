@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from uuid import UUID
 
 from labapex.protocol.canonical import Message
-from labapex_worker import journal, packages, supervisor
+from labapex_worker import journal, packages, room, supervisor
 from labapex_worker.config import Home
 from labapex_worker.owner import Owner
 from labapex_worker.spool import Lease
@@ -41,9 +41,10 @@ class Executables:
         self._running: dict[UUID, subprocess.Popen[bytes] | None] = {}
 
     async def start(self, lease: Lease) -> None:
-        """Raises `LabApexError` or `OSError` where it is not to be started, or cannot be."""
+        """Raises `LabApexError` or `OSError` where it is not to be started, or cannot be; `Lacking` where it does not fit."""
         folder = Folder(self._home.lease(lease.id))
         await asyncio.to_thread(self._keeper.admit, folder.executable, time.time())
+        room.check(folder.executable, room.of_host(self._owner.config, self._home.path))
         await self._open_door(lease.id)
         # In this thread: the sandbox dies with the thread that started it, were it not for the keeper in between.
         own, torch = packages.of(folder, self._home, self._owner.config)

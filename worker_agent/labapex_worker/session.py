@@ -45,6 +45,7 @@ from labapex.protocol.frames import (
     TrialPrepare,
     TrialShow,
 )
+from labapex.protocol.limits import Limits
 from labapex_worker.effects import (
     Accept,
     Decline,
@@ -80,6 +81,7 @@ class Work:
     lease: UUID
     phase: Phase
     reason: str = ""
+    declined: bool = False  # for lack of room; a daemon that is killed before it has said so calls it a failure
     alive: bool = False  # a process of it may still run
     key_request: KeyRequest | None = None
     key_release: KeyRelease | None = None
@@ -110,6 +112,7 @@ class Session:
     works: dict[UUID, Work] = field(default_factory=dict)
     held: str | None = None  # why it asks for no more work; None: it does
     price: int | None = None  # micro-credits for an hour of the next lease; None: what the platform has on record
+    room: Limits | None = None  # what one job may take of the host
 
     _greeted: bool = False
     _connected: bool = False
@@ -194,11 +197,11 @@ class Session:
         self.held, self._asked = reason, False
         return self._ask()
 
-    def go(self, price: int | None) -> list[Effect]:
-        """Take work, at this price."""
-        if self.held is None and price == self.price:
+    def go(self, price: int | None, room: Limits | None = None) -> list[Effect]:
+        """Take work, at this price, of jobs that this room is enough for."""
+        if self.held is None and (price, room) == (self.price, self.room):
             return []
-        self.held, self.price, self._asked = None, price, False
+        self.held, self.price, self.room, self._asked = None, price, room, False
         return self._ask()
 
     def give_back(self, reason: str) -> list[Effect]:
@@ -312,6 +315,13 @@ class Session:
         work.phase, work.reason = Phase.FAILED, reason[:2000]
         return [Move(lease, Phase.FAILED, work.reason), Kill(lease), *self._flush(work), *self._ask()]
 
+    def declined(self, lease: UUID, reason: str) -> list[Effect]:
+        """The host has not the room that the job asks for, and nothing was started."""
+        work = self.works.get(lease)
+        if work is not None and work.phase in (Phase.GRANTED, Phase.STARTING):
+            work.declined = True
+        return self.failed(lease, reason)
+
     def discarded(self, lease: UUID) -> list[Effect]:
         """Nothing of it is left on the host."""
         self.works.pop(lease, None)
@@ -396,7 +406,7 @@ class Session:
         if self._busy() >= self.slots:
             return []
         self._asked = True
-        return [Send(Ready(price_per_hour=self.price))]
+        return [Send(Ready(price_per_hour=self.price, room=self.room))]
 
     @staticmethod
     def _open(work: Work) -> bool:
@@ -435,5 +445,5 @@ class Session:
                 effects.append(Send(work.fin))
         if work.phase is Phase.FAILED and not self._open(work) and not work.reported:
             work.reported = True
-            effects.append(Send(Failed(lease=work.lease, reason=work.reason)))
+            effects.append(Send(Failed(lease=work.lease, reason=work.reason, declined=work.declined)))
         return effects

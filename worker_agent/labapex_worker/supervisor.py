@@ -23,7 +23,7 @@ from labapex.protocol.canonical import Message
 from labapex.protocol.frames import MAX_MESSAGE
 from labapex.protocol.packing import pack
 from labapex.sandbox import Confinement
-from labapex_worker import devices, journal
+from labapex_worker import devices, journal, room
 from labapex_worker.config import Config, Home
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,10 @@ _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 BROKEN_LIMIT = 3  # protocol errors after which an executable is given up
 WRITE_BUFFER = 4 << 20
 INSIDE = Path("/door")  # where a job finds its socket: a short path, however long the one outside
+OWN_BYTES, OWN_PROCESSES = 256 << 20, 16  # what runs a job takes besides it, of memory and of disk
+AT_ONCE_BYTES = (
+    512 << 20
+)  # what a script may write to memory before its supervisor looks: the limit is to be named, not met
 SOCKET_PATH_BYTES = 107  # sun_path in Linux's unix(7), less its closing zero
 
 
@@ -134,14 +138,21 @@ def start(
 def _private(config: Config, folder: Folder) -> tuple[tuple[Path, int], ...]:
     """The folders of a job that lie in memory alone, with the size of each: where the client's files are opened, and `tmp`.
 
-    None where there is no room: twice what was sent, as scripts write beside it. And none where the host does not keep every
-    state: these files have to outlive the run then."""
-    room = config.private_bytes if config.private_bytes is not None else sandbox.most_memory() // 4
+    None where there is no room: twice what was sent, as scripts write beside it, and for all that the contract allows to be
+    written besides all the memory that it allows. And none where the host does not keep every state: these files have to outlive
+    the run then."""
+    most = config.private_bytes if config.private_bytes is not None else sandbox.most_memory() // 4
     manifest = executable.inspect(folder.executable).manifest
-    if manifest.contract.keep_every > 1 or 2 * sum(section.size for section in manifest.sections) > room:
-        log.info("lease %s: code and data lie on this disk, in the clear, while the job runs", manifest.contract.lease)
+    terms, size = manifest.contract, most
+    fits = 2 * sum(section.size for section in manifest.sections) <= most
+    if terms.limits is not None:
+        size = terms.limits.disk + AT_ONCE_BYTES
+        written = terms.limits.disk - len(terms.kept_leaves()) * terms.facts.state_bytes  # states lie on the disk
+        fits = fits and terms.limits.memory + written <= room.allowed_memory(config)
+    if terms.keep_every > 1 or not fits:
+        log.info("lease %s: code and data lie on this disk, in the clear, while the job runs", terms.lease)
         return ()
-    return tuple((folder.job / name, room) for name in ("work", "tmp"))
+    return tuple((folder.job / name, size) for name in ("work", "tmp"))
 
 
 def confinement(
@@ -165,11 +176,9 @@ def confinement(
             "PATH": "/usr/bin:/bin",
             "PYTHONHASHSEED": "0",
         },
-        memory_bytes=config.memory_bytes,
-        total_memory_bytes=config.total_memory_bytes or sandbox.most_memory(),
-        file_bytes=config.file_bytes,
-        disk_bytes=config.disk_bytes,
-        processes=config.processes,
+        total_memory_bytes=room.allowed_memory(config) + OWN_BYTES,
+        disk_bytes=config.disk_bytes + OWN_BYTES,
+        processes=None if config.processes is None else config.processes + OWN_PROCESSES,
     )
 
 

@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints, model_validator
 
 from labapex.protocol.canonical import Digest, Message
+from labapex.protocol.limits import Limits
 from labapex.protocol.records import Leaf
 from labapex.protocol.requirements import NOTHING
 from labapex.protocol.spec import MAX_PARENTS, BundlePath
@@ -110,6 +111,7 @@ class Contract(Message):
         default=(), max_length=MAX_HANDOVERS
     )  # of the hosts before this one, in order
     threads: int = Field(ge=1)
+    limits: Limits | None = None  # of what the run takes of its host; None: of a run that nobody ordered
     facts: ScriptFacts
 
     @model_validator(mode="after")

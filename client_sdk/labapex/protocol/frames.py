@@ -25,6 +25,7 @@ from pydantic import Field, TypeAdapter
 from labapex.protocol.canonical import Digest, Message
 from labapex.protocol.contract import Environment
 from labapex.protocol.devices import MAX_DEVICES, Device, Observation
+from labapex.protocol.limits import Limits
 from labapex.protocol.packing import unpack
 from labapex.trial import LARGEST
 
@@ -150,6 +151,7 @@ class Ready(Message):
 
     type: Literal["ready"] = "ready"
     price_per_hour: Price | None = None
+    room: Limits | None = None  # what one job may take of the host; None: it does not tell
 
 
 class Paused(Message):
@@ -180,6 +182,7 @@ class Failed(Message):
     type: Literal["failed"] = "failed"
     lease: UUID
     reason: Annotated[str, Field(max_length=2000)]
+    declined: bool = False  # nothing was started: the host has not the room that the job asks for
 
 
 class TrialReady(Message):

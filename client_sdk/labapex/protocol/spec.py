@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 
 from labapex.errors import UsageError
 from labapex.protocol.canonical import Digest, Message, explain
+from labapex.protocol.limits import Wish
 from labapex.protocol.requirements import MAX_REQUIREMENTS, RequirementLine
 
 CREDIT = 1_000_000
@@ -78,6 +79,7 @@ class JobSpec(Message):
     ] = Field(
         default=(), max_length=MAX_PARENTS
     )  # own job, certificate's digest, or (before it is sent) a local folder
+    limits: Wish | None = None  # memory, disk and processes of a run
     takeover: bool = True  # where a host is lost, another one goes on with the run instead of beginning anew
     require_proven_start: bool = False  # refuse initial weights that neither the seed nor a certified model explains
 

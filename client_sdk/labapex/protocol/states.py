@@ -36,6 +36,7 @@ class LeaseState(StrEnum):
     SETTLED = "settled"  # end: verdict given and money moved
     EXPIRED = "expired"  # end: the worker fell silent
     FAILED = "failed"  # end: the worker reported that the executable failed
+    DECLINED = "declined"  # end: its host had not the room that the job asks for, and nothing was started
     REJECTED = "rejected"  # end: the host was lost, and what it had done until then is false
 
 

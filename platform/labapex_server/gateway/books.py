@@ -25,7 +25,7 @@ from labapex.protocol.states import LeaseState
 from labapex.sealing import verify
 from labapex_server.lib.errors import Missing
 from labapex_server.marketplace import services as marketplace
-from labapex_server.marketplace.models import Lease
+from labapex_server.marketplace.models import LIVE, Lease
 from labapex_server.telemetry import services as telemetry
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge
@@ -34,9 +34,7 @@ from labapex_server.workers.models import Worker
 
 log = logging.getLogger(__name__)
 
-ENDED = frozenset(
-    {LeaseState.SETTLED.value, LeaseState.EXPIRED.value, LeaseState.FAILED.value, LeaseState.REJECTED.value}
-)
+ENDED = frozenset(state.value for state in LeaseState if state.value not in LIVE)
 
 
 def admit(hello: Hello, nonce: bytes) -> Worker | None:
@@ -92,11 +90,14 @@ def release_keys(worker: Worker, request: KeyRequest) -> KeyRelease:
     )
 
 
-def fail(worker: Worker, lease_id: UUID, reason: str) -> None:
-    """The lease cannot go on: its run, or the opening of its states. Nothing happens where it is over already."""
+def fail(worker: Worker, lease_id: UUID, reason: str, declined: bool = False) -> None:
+    """The lease cannot go on: its run, or the opening of its states; or it was `declined`, for lack of room, before anything was
+    started. Nothing happens where it is over already."""
     lease = Lease.objects.select_related("job", "worker").filter(pk=lease_id, worker=worker).first()
     if lease is not None and lease.state == LeaseState.FINISHED.value:
         verification.withhold(lease, reason)
+    elif lease is not None and declined and lease.state == LeaseState.GRANTED.value:
+        marketplace.decline(lease, reason)
     elif lease is not None:
         marketplace.fail(lease, reason, script=telemetry.script_failure(lease))
 

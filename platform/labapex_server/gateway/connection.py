@@ -256,7 +256,7 @@ class Connection:
             case Heartbeat():
                 await self._heartbeat(message)
             case Ready():
-                await offload(workers.ready, worker, message.price_per_hour)
+                await offload(workers.ready, worker, message.price_per_hour, message.room)
                 self._wants_work, self._said_idle = True, False
                 self._bell.ring()
             case Paused():
@@ -269,7 +269,7 @@ class Connection:
             case Observed():
                 await offload(telemetry.observe, worker.pk, message)
             case Failed():
-                await offload(books.fail, worker, message.lease, message.reason)
+                await offload(books.fail, worker, message.lease, message.reason, message.declined)
                 self._in_hand.add(message.lease)
                 self._bell.ring()
             case _:

@@ -23,7 +23,7 @@ from labapex.protocol.spec import MAX_FILES, PARENTS, Bundle, JobSpec, Part
 from labapex.protocol.states import Fault, JobState
 from labapex.sealing import new_key
 from labapex_server.accounts.models import User
-from labapex_server.jobs import blobs, states
+from labapex_server.jobs import blobs, limits, states
 from labapex_server.jobs.models import Blob, Job, Transition
 from labapex_server.jobs.signals import advanced
 from labapex_server.jobs.view import view
@@ -57,12 +57,14 @@ def submit(
     """Accept a job whose files were uploaded. The same key with the same request gives the same job.
 
     `parents` are the models that the request says it starts from, found and uploaded; their files travel with its data.
-    Raises `Refused` for a bundle that does not fit the spec, `NotEnoughCredit`, `KeyReused`.
+    Raises `Refused` for a bundle that does not fit the spec and for limits that cannot be tried here, `NotEnoughCredit`,
+    `KeyReused`.
     """
     spec = request.spec
     if len(parents) != len(spec.start_from):
         raise ValueError("the models that a job starts from must be found before it is submitted")
     _check_bundle(spec, request.bundle)
+    limits.check(spec)
     bundle = Bundle(
         code=_sorted(request.bundle.code), data=_sorted((*request.bundle.data, *_parent_parts(owner, parents)))
     )
@@ -242,12 +244,12 @@ def _content_purpose(job: Job) -> str:
 
 
 def _check_amounts(bundle: Bundle) -> None:
-    limits = settings.LABAPEX
+    config = settings.LABAPEX
     code, data = (sum(part.size for part in parts) for parts in (bundle.code, bundle.data))
-    if code > limits.code_limit_bytes:
-        raise TooLarge(f"the code has {code} bytes; at most {limits.code_limit_bytes} are accepted")
-    if data > limits.data_limit_bytes:
-        raise TooLarge(f"the data has {data} bytes; at most {limits.data_limit_bytes} are accepted")
+    if code > config.code_limit_bytes:
+        raise TooLarge(f"the code has {code} bytes; at most {config.code_limit_bytes} are accepted")
+    if data > config.data_limit_bytes:
+        raise TooLarge(f"the data has {data} bytes; at most {config.data_limit_bytes} are accepted")
 
 
 def _check_bundle(spec: JobSpec, bundle: Bundle) -> None:

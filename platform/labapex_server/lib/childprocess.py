@@ -6,6 +6,7 @@ The child runs a client's script, so everything it leaves behind is hostile: lin
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import stat
@@ -16,19 +17,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Literal, TypeVar
 
 from django.conf import settings
 
-from labapex import environments, sandbox
+from labapex import environments, sandbox, watch
 from labapex.errors import LabApexError, MalformedInput
 from labapex.proof.determinism import pin
 from labapex.protocol.canonical import Message, canonical, parse
+from labapex.protocol.limits import Limits
 from labapex.protocol.replay import MAX_REPORT
 
 M = TypeVar("M", bound=Message)
 _SAID = 4000
+_LIMIT = re.compile(r"^limit: (the job .*) \((memory|processes)\)$", re.MULTILINE)  # as `labapex.watch` says it
 _TICK = 0.1
 _BEAT = 2.0
 
@@ -39,6 +43,10 @@ class ChildFailed(LabApexError):
     def __init__(self, message: str, said: str = "") -> None:
         super().__init__(message)
         self.said = said
+
+
+class ChildExceeded(ChildFailed):
+    """The child was ended because it took more than it may, which the message names."""
 
 
 class ChildTimedOut(ChildFailed):
@@ -67,17 +75,21 @@ def run(
     beat: Callable[[], None],
     runner: Path | None = None,
     packages: Path | None = None,
+    limits: Limits | None = None,
 ) -> M:
     """Hand `request` to the runner in `folder` and read its report. `runner`: another one than the current; `packages`: the
-    script's own.
+    script's own; `limits`: memory and processes that are less than a child's usual.
 
     `beat` is called every two seconds; when it raises, the child is killed.
-    Raises `ChildFailed`, `ChildTimedOut`, `SandboxUnavailable`, and `MalformedInput` for a report that is none.
+    Raises `ChildFailed`, `ChildExceeded`, `ChildTimedOut`, `SandboxUnavailable`, and `MalformedInput` for a report that is none.
     """
     (folder / "request.json").write_bytes(canonical(request))
+    box = _confinement(folder, threads, _command(runner))
+    if limits is not None:
+        box = replace(box, total_memory_bytes=limits.memory, processes=limits.processes)
     process = sandbox.popen(
         [*_command(runner), mode, str(folder)],
-        environments.mounted(_confinement(folder, threads, _command(runner)), packages),
+        environments.mounted(box, packages),
         wrapper=_dies_with_us(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -88,6 +100,8 @@ def run(
     finally:
         sandbox.kill_tree(process)
         text = said.text()
+    if process.returncode == watch.EXCEEDED and (named := _LIMIT.search(text)) is not None:
+        raise ChildExceeded(f"{named[1]}: ask for more in labapex.yaml (limits.{named[2]})")
     if process.returncode:
         raise ChildFailed(f"the {mode} ended with {_ending(process.returncode)} and left no report", text)
     return parse(report, read_hostile(folder / "report.json", limit=MAX_REPORT), limit=MAX_REPORT)

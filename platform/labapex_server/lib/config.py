@@ -78,6 +78,9 @@ class Config(BaseSettings):
     child_processes: int | None = 512
     child_file_bytes: int | None = 8 * 2**30
     child_disk_bytes: int | None = 256 * 2**30
+    job_memory_bytes: int = 4 * 2**30  # of jobs that ask for nothing else; never more than those of a child
+    job_disk_bytes: int = 4 * 2**30  # what a script writes, besides its files and the states that are kept
+    job_processes: int = 512
     pev_percent: float = Field(default=10, gt=0, le=100)
 
     # doors

@@ -30,6 +30,25 @@ def finish(lease: Lease) -> bool:
 
 
 @transaction.atomic
+def decline(lease: Lease, reason: str) -> bool:
+    """The worker's host has not the room that the job asks for, and started nothing: the job waits for one that has. False: the
+    lease was past that."""
+    waits = f"a worker with the room that it asks for; {lease.worker.name} has not: {reason}"
+    return send_back(lease, LeaseState.DECLINED, reason, waits)
+
+
+def send_back(lease: Lease, to: LeaseState, reason: str, waits: str) -> bool:
+    """End a lease that was only granted; its job waits for what `waits` says. It does not count among the lost ones. Within a
+    transaction. False: the lease was past that."""
+    if not try_change(lease, LeaseState.GRANTED, to, ended_at=clock.now(), reason=reason):
+        return False
+    job = Job.objects.get(pk=lease.job_id)
+    if job.state == JobState.LEASED.value:
+        jobs.advance(job, JobState.QUEUED, reason=f"waits for {waits}", price_per_epoch=None)
+    return True
+
+
+@transaction.atomic
 def fail(lease: Lease, reason: str, *, script: str | None = None) -> None:
     """The worker could not go on. That is its own matter, and the job waits for another one.
 

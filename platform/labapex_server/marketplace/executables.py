@@ -15,7 +15,9 @@ from django.conf import settings
 from labapex.executable import Layout, Runner, describe, layout, load_runner
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Contract, Handover, ScriptFacts
+from labapex.protocol.limits import Limits
 from labapex.protocol.manifest import Manifest, Section, SuppliedTorch
+from labapex_server.jobs import limits as job_limits
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import trust
@@ -94,7 +96,17 @@ def contract(job: Job, *, lease: UUID, seed: str) -> Contract:
         facts=ScriptFacts.model_validate(job.facts),
     )
     terms = terms.model_copy(update={"keep_every": keep_every(terms, settings.LABAPEX.kept_states_gb)})
+    terms = terms.model_copy(update={"limits": limits(job, terms)})
     return terms.model_copy(update={"upload_every": upload_every(job, terms)})
+
+
+def limits(job: Job, terms: Contract) -> Limits:
+    """What a run may take of its host: what its script may, and on disk its files, which may lie there twice, and the states
+    that are kept, which may still grow by a quarter."""
+    script, files = job_limits.of_script(job.job_spec), job.files
+    sizes = sum(part.size for part in (*files.code, *files.data))
+    states = len(terms.kept_leaves()) * terms.facts.state_bytes
+    return script.model_copy(update={"disk": script.disk + 2 * sizes + states * 5 // 4})
 
 
 def continued(before: Lease, handovers: tuple[Handover, ...], *, lease: UUID) -> Contract:

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.db import transaction
 
 from labapex.protocol.contract import Environment, Handover
+from labapex.protocol.limits import Limits
 from labapex.protocol.manifest import SuppliedTorch
 from labapex.protocol.states import JobState, LeaseState
 from labapex.sealing import sign
@@ -29,6 +30,7 @@ from labapex_server.marketplace.pricing import Work, estimate, price_per_epoch
 from labapex_server.workers.models import Worker
 
 _CANDIDATES = 20
+_DECLINED_SECONDS = 60.0  # for which a worker is not given a job again that it had no room for
 
 
 def lease(worker: Worker) -> tuple[Lease, str] | None:
@@ -36,13 +38,16 @@ def lease(worker: Worker) -> tuple[Lease, str] | None:
 
     None where nothing waits, or where the worker holds a lease that it has not finished. Jobs on which a worker of its class
     could not be judged are passed over, once an executable has told its class, and so are jobs whose budget does not cover
-    the worker's price, and jobs that ask for more speed than it has shown; those whose run another class began, for
-    `handover_wait_seconds`; and for good those in which something false was found of this worker. A worker whose torch is a
-    stranger's gets none, until it connects anew; one without torch gets none where the platform supplies none.
+    the worker's price, and jobs that ask for more speed than it has shown or more room than it says it has; those whose run
+    another class began, for `handover_wait_seconds`; those that it declined, for a minute; and for good those in which
+    something false was found of this worker. A worker whose torch is a stranger's gets none, until it connects anew; one
+    without torch gets none where the platform supplies none.
     """
     if worker.banned or alive(worker).exclude(state=LeaseState.FINISHED.value).exists():
         return None
-    told = Worker.objects.only("environment", "torch_build", "speed", "lacks_torch").filter(pk=worker.pk).first()
+    told = (
+        Worker.objects.only("environment", "torch_build", "speed", "lacks_torch", "room").filter(pk=worker.pk).first()
+    )
     torch = supply.torch() if told and told.lacks_torch else None
     if told and told.lacks_torch and torch is None:
         return None
@@ -51,17 +56,21 @@ def lease(worker: Worker) -> tuple[Lease, str] | None:
     if environment is not None and builds.stranger(environment.torch, build, supplied) is not None:
         return None
     false = Lease.objects.filter(worker=worker, state=LeaseState.REJECTED.value).values("job_id")
-    waiting = Job.objects.filter(state=JobState.QUEUED.value).exclude(pk__in=false)
+    declined = Lease.objects.filter(
+        worker=worker, state=LeaseState.DECLINED.value, ended_at__gt=clock.after(-_DECLINED_SECONDS)
+    ).values("job_id")
+    waiting = Job.objects.filter(state=JobState.QUEUED.value).exclude(pk__in=false).exclude(pk__in=declined)
     waiting = waiting.exclude(spec__min_speed__gt=(told and told.speed) or 0.0)
+    room = Limits.model_validate(told.room) if told and told.room else None
     for job in waiting.order_by("created_at")[:_CANDIDATES]:
-        granted = _grant(job, worker, environment, torch)
+        granted = _grant(job, worker, environment, torch, room)
         if granted is not None:
             return granted
     return None
 
 
 def _grant(
-    job: Job, worker: Worker, environment: Environment | None, torch: SuppliedTorch | None
+    job: Job, worker: Worker, environment: Environment | None, torch: SuppliedTorch | None, room: Limits | None
 ) -> tuple[Lease, str] | None:
     config, now = settings.LABAPEX, clock.now()
     lease_id, token = uuid.uuid4(), secrets.token_urlsafe(32)
@@ -70,6 +79,8 @@ def _grant(
         terms = executables.continued(before, _handovers(job), lease=lease_id)
     else:  # nobody can know a seed before: it decides initial weights, order and all other randomness
         terms = executables.contract(job, lease=lease_id, seed=secrets.token_hex(32))
+    if room is not None and terms.limits is not None and terms.limits.beyond(room):
+        return None
     if environment is not None:
         there = environment.model_copy(update={"threads": terms.threads})
         if tolerances.gap(there, own_class(job, terms), terms) is not None or another_class(before, there):

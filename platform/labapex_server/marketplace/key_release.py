@@ -16,11 +16,11 @@ from labapex.protocol.manifest import Manifest, ReleasedKeys
 from labapex.protocol.states import JobState, LeaseState
 from labapex.sealing import new_key, seal_release
 from labapex_server.jobs import services as jobs
-from labapex_server.jobs.models import Job
 from labapex_server.lib import builds, clock, keys, tolerances
 from labapex_server.lib.errors import Conflict, OtherClass, UnknownBuild
-from labapex_server.marketplace.changes import change, try_change
+from labapex_server.marketplace.changes import change
 from labapex_server.marketplace.classes import another_class, own_class
+from labapex_server.marketplace.ending import send_back
 from labapex_server.marketplace.models import Lease
 from labapex_server.workers.models import Worker
 
@@ -65,17 +65,10 @@ def _supplied(lease: Lease) -> TorchBuild | None:
 
 @transaction.atomic
 def _decline(lease: Lease, request: KeyRequest, waits: str) -> bool:
-    """End a lease before anything was trained; its job waits for what `waits` says. It does not count among the lost ones.
-
-    False: the lease was past that."""
-    if not try_change(
-        lease, LeaseState.GRANTED, LeaseState.FAILED, ended_at=clock.now(), reason=f"no keys: the job waits for {waits}"
-    ):
+    """End a lease whose host is not one for its job, before anything was trained. False: the lease was past that."""
+    if not send_back(lease, LeaseState.FAILED, f"no keys: the job waits for {waits}", waits):
         return False
     _remember(lease, request)
-    job = Job.objects.get(pk=lease.job_id)
-    if job.state == JobState.LEASED.value:
-        jobs.advance(job, JobState.QUEUED, reason=f"waits for {waits}", price_per_epoch=None)
     return True
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labapex_server.marketplace.ending import expire_silent, fail, finish, give_up, release_ended
+from labapex_server.marketplace.ending import decline, expire_silent, fail, finish, give_up, release_ended
 from labapex_server.marketplace.executables import executable_parts
 from labapex_server.marketplace.granting import authenticate, lease
 from labapex_server.marketplace.handover import begin_anew, hand_over, lost_lease
@@ -15,6 +15,7 @@ __all__ = [
     "alive",
     "authenticate",
     "begin_anew",
+    "decline",
     "executable_parts",
     "expire_silent",
     "fail",

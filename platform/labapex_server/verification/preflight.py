@@ -15,7 +15,7 @@ from labapex.errors import MalformedInput, NotEnoughCredit
 from labapex.proof.objections import objection
 from labapex.protocol.replay import PreflightReport, PreflightRequest
 from labapex.protocol.states import Fault, JobState
-from labapex_server.jobs import blobs, packages
+from labapex_server.jobs import blobs, limits, packages
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
@@ -86,7 +86,10 @@ def _run(job: Job, beat: Callable[[], None]) -> tuple[PreflightReport | None, st
                 seconds=settings.LABAPEX.preflight_seconds,
                 beat=beat,
                 packages=environment,
+                limits=limits.of_script(spec),
             )
+        except childprocess.ChildExceeded as error:
+            return None, str(error)
         except childprocess.ChildFailed as error:  # the script ended or hung the process that was to watch it
             return None, "\n".join(filter(None, (f"preflight: {error}", error.said)))
         except MalformedInput as error:

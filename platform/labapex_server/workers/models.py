@@ -22,6 +22,7 @@ class Worker(models.Model):
     environment = models.JSONField(null=True)  # of the last run: protocol.contract.Environment
     torch_build = models.CharField(max_length=64, blank=True)  # likewise: KeyRequest.torch_build
     lacks_torch = models.BooleanField(default=False)  # as its agent said when it connected
+    room = models.JSONField(null=True)  # protocol.limits.Limits: what one job may take of it, as its agent said last
     banned = models.BooleanField(default=False)
     paused = models.CharField(max_length=500, blank=True)  # why it takes no work, as its agent said last
 

@@ -13,6 +13,7 @@ from labapex import installed
 from labapex.proof.tolerance import PHASES, Calibration, Phase
 from labapex.protocol.canonical import canonical
 from labapex.protocol.contract import Handover, TorchBuild
+from labapex.protocol.limits import Limits
 from labapex.protocol.manifest import Manifest
 from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.sealing import open_release
@@ -87,6 +88,43 @@ def test_a_job_whose_budget_does_not_cover_the_workers_price_is_passed_over(rig:
     assert state(job) == JobState.QUEUED
     workers.ready(rig.worker, 3_600_000)
     assert granted(rig).price_per_epoch == 71
+
+
+ROOM = Limits(memory=8 << 30, disk=1 << 40, processes=4096)
+
+
+@pytest.mark.parametrize("name", ["memory", "disk", "processes"])
+def test_a_job_that_asks_for_more_room_than_a_host_has_is_passed_over(rig: Host, researcher: User, name: str) -> None:
+    job = queued_job(researcher, limits={"memory": "8G", "disk": "2 GiB", "processes": 100})
+    workers.ready(rig.worker, None, ROOM.model_copy(update={name: 99}))
+    assert marketplace.lease(rig.worker) is None
+    assert state(job) == JobState.QUEUED
+    workers.ready(rig.worker, None, ROOM)
+    limits = granted(rig).terms.limits
+    assert limits is not None
+    assert (limits.memory, limits.processes) == (8 << 30, 100)
+    assert limits.disk > 2 << 30  # the files and the states that are kept come on top
+
+
+def test_a_job_that_a_host_has_no_room_for_waits_for_another_and_that_is_no_attempt(
+    rig: Host, host: User, researcher: User
+) -> None:
+    job = queued_job(researcher)
+    lease = granted(rig)
+    assert marketplace.decline(lease, "memory: 3 GiB of 4 GiB")
+    job.refresh_from_db()
+    assert (lease.state, job.state, job.attempts) == (LeaseState.DECLINED, JobState.QUEUED, 0)
+    assert job.reason == "waits for a worker with the room that it asks for; rig has not: memory: 3 GiB of 4 GiB"
+    assert marketplace.lease(rig.worker) is None  # it would decline again
+    Lease.objects.filter(pk=lease.pk).update(ended_at=clock.after(-61))
+    assert marketplace.lease(rig.worker) is not None
+
+
+def test_a_lease_whose_keys_were_given_out_is_declined_no_more(rig: Host, researcher: User) -> None:
+    queued_job(researcher)
+    lease = granted(rig)
+    marketplace.release_keys(lease, request=key_request(lease)[0])
+    assert not marketplace.decline(Lease.objects.get(pk=lease.pk), "no room")
 
 
 def test_each_lease_has_a_seed_that_could_not_be_known_before(rig: Host, researcher: User) -> None:

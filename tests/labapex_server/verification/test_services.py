@@ -63,6 +63,20 @@ def test_a_script_that_runs_has_its_budget_held_and_goes_on(researcher: User) ->
 
 
 @pytest.mark.django_db
+def test_a_script_that_takes_more_than_its_job_asks_for_is_refused_before_it_costs_anything(researcher: User) -> None:
+    refused = preflight(researcher, f"hoard: {600 << 20}", limits={"memory": "512M"})
+    assert (refused.state, refused.fault) == (JobState.REFUSED, Fault.CLIENT)
+    assert refused.reason.startswith("the job used 6")
+    assert refused.reason.endswith("512 MiB are its limit: ask for more in labapex.yaml (limits.memory)")
+
+
+@pytest.mark.django_db
+def test_a_job_that_asks_for_more_than_could_be_tried_here_is_not_accepted(researcher: User) -> None:
+    with pytest.raises(Refused, match=r"limits\.memory: .* ask for 17179869184 at most"):
+        submitted(researcher, limits={"memory": "17G"})
+
+
+@pytest.mark.django_db
 def test_an_unproven_start_goes_on_unless_its_client_demands_another(researcher: User) -> None:
     assert preflight(researcher, "stolen: fc.weight").state == JobState.PACKAGING
     refused = preflight(researcher, "stolen: fc.weight", require_proven_start=True)

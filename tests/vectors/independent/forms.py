@@ -99,6 +99,7 @@ CONTRACT = fields(
     job=UUID,
     keep_every=whole(1),
     lease=UUID,
+    limits=either(NONE, fields(disk=whole(), memory=whole(), processes=whole())),
     parents=listed(fields(certificate=SHA, path=relative, success=number(0, 1), weights=SHA)),
     requirements=SHA,
     script=relative,

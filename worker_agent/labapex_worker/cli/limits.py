@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from rich.table import Table
 from labapex.cli.output import credits, print_json, say, size, stdout
 from labapex.errors import UsageError
 from labapex.protocol.canonical import explain
+from labapex.protocol.limits import read_size
 from labapex.protocol.spec import CREDIT
 from labapex_worker import control
 from labapex_worker.cli.options import HomeOption, JsonOption
@@ -21,7 +21,6 @@ from labapex_worker.config import Config
 from labapex_worker.limits import Limits, read_hours
 
 NONE = "none"
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def limits(
@@ -62,8 +61,8 @@ def limits(
         "metrics_port": None if metrics_port is None else _optional(metrics_port, _whole),
     }
     sizes = {
-        "disk_bytes": None if disk is None else read_size(disk),
-        "total_memory_bytes": None if memory is None else _optional(memory, read_size),
+        "disk_bytes": None if disk is None else _size(disk),
+        "total_memory_bytes": None if memory is None else _optional(memory, _size),
     }
     changes = _given(own), _given(sizes)
     if any(changes):
@@ -114,13 +113,11 @@ def _show(config: Config) -> None:
     stdout().print(table)
 
 
-def read_size(text: str) -> int:
-    """`200G`, `1.5 TiB`, `500000000`: bytes, in powers of 1024. Raises `UsageError`."""
-    match = _SIZE.fullmatch(text.strip())
-    amount = 0 if match is None else int(Decimal(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))
-    if not 0 < amount < 2**63:
-        raise UsageError(f"'{text}' is no size; write it like 200G")
-    return amount
+def _size(text: str) -> int:
+    try:
+        return read_size(text)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def _micro(text: str) -> int:
