@@ -605,6 +605,9 @@ async def test_two_daemons_cannot_share_a_home(cast: Cast) -> None:
     code, _, err = await cast.said("run")
     assert code == 2
     assert "another daemon" in err
+    _, out, _ = await cast.said("check", "--json")
+    (limits,) = [each for each in json.loads(out) if each["what"] == "limits"]
+    assert limits["detail"].startswith("the watch alone: no control groups (version 2) are delegated")
 
 
 @pytest.mark.parametrize(
@@ -637,7 +640,10 @@ async def test_check_says_what_is_there_and_inspect_tells_what_this_host_would_s
     code, out, _ = await cast.said("check")
     assert "bubblewrap works" in out
     _, out, _ = await cast.said("check", "--json")
-    assert {"what": "sandbox", "good": True, "required": True, "detail": "bubblewrap works"} in json.loads(out)
+    found = json.loads(out)
+    assert {"what": "sandbox", "good": True, "required": True, "detail": "bubblewrap works"} in found
+    (limits,) = [each for each in found if each["what"] == "limits"]
+    assert limits["detail"] == "the watch; whether control groups is seen when the daemon runs"
     held = cast.a_job(frames=1)
     code, out, _ = await cast.said("inspect", str(cast.folder / held.grant.lease.hex / "whole"))
     assert code == 0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from uuid import UUID
 
 from labapex.protocol.canonical import Message
-from labapex_worker import journal, packages, room, supervisor
+from labapex_worker import cgroups, journal, packages, room, supervisor
 from labapex_worker.config import Home
 from labapex_worker.owner import Owner
 from labapex_worker.spool import Lease
@@ -83,6 +83,8 @@ class Executables:
         await asyncio.to_thread(kill, folder)
         self._reap(lease)
         try:
+            if (group := cgroups.of_run(lease.hex)) is not None:
+                await asyncio.to_thread(group.remove)
             await asyncio.to_thread(folder.remove)
         except OSError as error:
             log.error("lease %s: %s", lease, error)

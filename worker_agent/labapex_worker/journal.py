@@ -58,14 +58,18 @@ class Ended:
         return f"exit code {self.code}"
 
 
-def start(folder: Path, argv: Sequence[str], confinement: sandbox.Confinement) -> subprocess.Popen[bytes]:
-    """Start a program that outlives the daemon, with its journal in `folder`. Raises `SandboxUnavailable`."""
+def start(
+    folder: Path, argv: Sequence[str], confinement: sandbox.Confinement, *, entering: Sequence[str] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a program that outlives the daemon, with its journal in `folder`. Raises `SandboxUnavailable`.
+
+    `entering`: the beginning of a command line that goes on within a control group."""
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return sandbox.popen(
             argv,
             confinement,
-            wrapper=("/bin/sh", "-c", _KEEPER, str(folder)),
+            wrapper=(*entering, "/bin/sh", "-c", _KEEPER, str(folder)),
             stdin=lock,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -23,7 +23,7 @@ from labapex.protocol.canonical import Message
 from labapex.protocol.frames import MAX_MESSAGE
 from labapex.protocol.packing import pack
 from labapex.sandbox import Confinement
-from labapex_worker import devices, journal, room
+from labapex_worker import cgroups, devices, journal, room
 from labapex_worker.config import Config, Home
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,11 @@ def start(
             "LABAPEX_JOB_FOLDER": str(folder.job),
         },
     )
-    return journal.start(folder.path, [str(folder.executable)], environments.mounted(box, packages))
+    entering: tuple[str, ...] = ()
+    if (group := cgroups.of_run(lease.hex)) is not None and box.total_memory_bytes is not None:
+        group.create(memory=box.total_memory_bytes, processes=box.processes)
+        entering = group.entering()
+    return journal.start(folder.path, [str(folder.executable)], environments.mounted(box, packages), entering=entering)
 
 
 def _private(config: Config, folder: Folder) -> tuple[tuple[Path, int], ...]:

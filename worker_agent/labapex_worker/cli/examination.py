@@ -17,7 +17,7 @@ from labapex.cli.output import print_json, stdout
 from labapex.errors import MalformedInput, UsageError
 from labapex.protocol.devices import Device
 from labapex.trust import fingerprint
-from labapex_worker import builds, devices, packages, trust
+from labapex_worker import builds, cgroups, control, devices, packages, trust
 from labapex_worker.cli.options import HomeOption, JsonOption
 from labapex_worker.cli.place import home_of
 from labapex_worker.config import Config, Home, own_site_packages
@@ -71,6 +71,7 @@ def examine(home: Home) -> list[Finding]:
     lacking = landlock.lacking()
     kernel = lacking or f"version {landlock.version()}: a script cannot reach what runs beside it"
     findings.append(Finding("Landlock", lacking is None, False, kernel))
+    findings.append(_limits(home))
     finding, paths = _torch(home, config)
     findings.append(finding)
     gpus = [device for device in found_devices if device.kind == "cuda" and device.usable]
@@ -85,6 +86,22 @@ def examine(home: Home) -> list[Finding]:
         )
     )
     return findings
+
+
+def _limits(home: Home) -> Finding:
+    """What keeps a job within its limits. The daemon's own group is what counts, and not that of who asks."""
+    try:
+        daemon = control.ask(home.control, "status")
+    except (UsageError, MalformedInput) as error:
+        return Finding("limits", False, False, f"the watch; whether control groups, the daemon does not tell: {error}")
+    if daemon is None or daemon.pid is None:
+        return Finding("limits", False, False, "the watch; whether control groups is seen when the daemon runs")
+    group = cgroups.delegated(Path(f"/proc/{daemon.pid}/cgroup"))
+    if group is None:
+        return Finding(
+            "limits", False, False, "the watch alone: no control groups (version 2) are delegated to the daemon"
+        )
+    return Finding("limits", True, False, f"the watch, and control groups below {group}")
 
 
 def _device(device: Device) -> Finding:
