@@ -21,7 +21,7 @@ from labapex.protocol.frames import (
     Released,
     hello_bytes,
 )
-from labapex.protocol.states import LeaseState
+from labapex.protocol.states import Fault, LeaseState
 from labapex.sealing import verify
 from labapex_server.lib.errors import Missing
 from labapex_server.marketplace import services as marketplace
@@ -76,7 +76,7 @@ def grant(worker: Worker) -> Grant | None:
         size = marketplace.executable_parts(lease).size
     except (LabApexError, OSError) as error:
         log.error("lease %s: its executable cannot be made: %s", lease.pk, error)
-        marketplace.fail(lease, "the platform could not make its executable")
+        marketplace.fail(lease, "the platform could not make its executable", fault=Fault.PLATFORM)
         return None
     return Grant(
         lease=lease.pk, job=lease.job_id, name=lease.job.name, token=token, size=size, threads=lease.terms.threads

@@ -15,6 +15,8 @@ from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict
 from labapex_server.marketplace.changes import try_change
 from labapex_server.marketplace.models import LIVE, Lease
+from labapex_server.workers import services as workers
+from labapex_server.workers.models import Finding
 
 
 @transaction.atomic
@@ -49,8 +51,8 @@ def send_back(lease: Lease, to: LeaseState, reason: str, waits: str) -> bool:
 
 
 @transaction.atomic
-def fail(lease: Lease, reason: str, *, script: str | None = None) -> None:
-    """The worker could not go on. That is its own matter, and the job waits for another one.
+def fail(lease: Lease, reason: str, *, script: str | None = None, fault: Fault = Fault.WORKER) -> None:
+    """The worker could not go on. That is its own matter unless `fault` says whose, and the job waits for another one.
 
     Unless its log says that the script ended with an error, which `script` tells: then the job has failed.
     """
@@ -61,6 +63,8 @@ def fail(lease: Lease, reason: str, *, script: str | None = None) -> None:
         return
     if script is None:
         what = "could not start it" if before is LeaseState.GRANTED else "could not finish it"
+        if fault is Fault.WORKER:
+            _mark_lost(lease, reason)
         _requeue(lease, f"{lease.worker.name} {what}: {reason}")
     else:
         job = Job.objects.get(pk=lease.job_id)
@@ -82,6 +86,7 @@ def expire_silent(now: datetime) -> int:
                 lost, before, LeaseState.EXPIRED, among=current, ended_at=now, reason="the worker fell silent"
             ):
                 given_up += 1
+                _mark_lost(lost, lost.reason)
                 _requeue(lost, f"{lost.worker.name} fell silent")
     return given_up
 
@@ -91,6 +96,7 @@ def give_up(lease: Lease, reason: str) -> bool:
     with transaction.atomic():
         if not try_change(lease, LeaseState.RUNNING, LeaseState.EXPIRED, ended_at=clock.now(), reason=reason):
             return False
+        _mark_lost(lease, reason)
         _requeue(lease, f"{lease.worker.name}: {reason}")
         return True
 
@@ -103,6 +109,10 @@ def release_ended() -> int:
         reason = left.job.reason or f"the job is {left.job.state}"
         released += try_change(left, LeaseState(left.state), LeaseState.FAILED, ended_at=clock.now(), reason=reason)
     return released
+
+
+def _mark_lost(lease: Lease, reason: str) -> None:
+    workers.mark(lease.worker, Finding.LOST, lease=lease.pk, reason=reason)
 
 
 def _requeue(lost: Lease, reason: str) -> None:

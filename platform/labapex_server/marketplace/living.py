@@ -9,7 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import QuerySet
 
-from labapex.protocol.states import LeaseState
+from labapex.protocol.states import Fault, LeaseState
 from labapex_server.lib import clock
 from labapex_server.marketplace.ending import fail
 from labapex_server.marketplace.models import LIVE, Lease
@@ -32,7 +32,7 @@ def heartbeat(worker: Worker, lease_ids: Iterable[UUID]) -> None:
 def reconcile(worker: Worker, in_hand: Iterable[UUID]) -> None:
     """A worker connected and named what it has in hand: a grant that it never received goes back to the queue."""
     for lost in alive(worker).filter(state=LeaseState.GRANTED.value).exclude(pk__in=list(in_hand)):
-        fail(lost, "the grant never reached the worker")
+        fail(lost, "the grant never reached the worker", fault=Fault.NOBODY)
 
 
 def forgive_silence() -> int:

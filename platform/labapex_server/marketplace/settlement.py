@@ -17,17 +17,22 @@ from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict
 from labapex_server.marketplace.changes import try_change
 from labapex_server.marketplace.models import Lease
+from labapex_server.workers import services as workers
+from labapex_server.workers.models import Finding
 
 
 @transaction.atomic
 def settle(lease: Lease, verdict: Verdict) -> bool:
-    """Move the money as the verdict says and end job and lease, all or nothing. False: it was done before."""
+    """Move the money as the verdict says, end job and lease, and write down what it says of the hosts, all or nothing.
+
+    False: it was done before."""
     job = Job.objects.select_related("hold").get(pk=lease.job_id)
     if job.state != JobState.SETTLING.value:
         return False
     verified = verdict.verdict == "verified"
+    due = shares(lease) if verified else []
     if job.hold is not None:  # a proven cheat forfeits the whole job, whoever's it was
-        ledger.settle(job.hold, payments=[part.payment for part in shares(lease)] if verified else [])
+        ledger.settle(job.hold, payments=[part.payment for part in due])
     ending: str = verdict.verdict
     if verdict.blamed not in (None, lease.pk):
         ending = "what an earlier host of the run had done is false"
@@ -36,10 +41,27 @@ def settle(lease: Lease, verdict: Verdict) -> bool:
     if verified:  # it stood as lost until now
         earlier = [each["lease"] for each in lease.contract.get("handovers", ())]
         Lease.objects.filter(pk__in=earlier).update(state=LeaseState.SETTLED.value)
+        _mark_verified(job, due)
+    else:
+        _mark_rejected(Lease.objects.select_related("worker").get(pk=verdict.blamed or lease.pk), verdict)
     to = JobState.VERIFIED if verified else JobState.REJECTED
     if not jobs.advance(job, to, reason=verdict.reason, fault=verdict.fault):
         raise Conflict("the job was settled by someone else")
     return True
+
+
+def _mark_verified(job: Job, due: list[Share]) -> None:
+    """To the credit of each host that is paid, once a job; nobody vouches for himself by jobs of his own."""
+    for host in {part.lease.worker_id: part.lease for part in due}.values():
+        if host.worker.owner_id != job.owner_id:
+            workers.mark(host.worker, Finding.VERIFIED, lease=host.pk, reason=f"job {job.pk} was verified")
+
+
+def _mark_rejected(blamed: Lease, verdict: Verdict) -> None:
+    """What is not shown counts as a lie: else whoever saw what was drawn would rather be late."""
+    rule = verdict.deciding_rule or ""
+    finding = Finding.UNOPENED if rule == "opening" else Finding.FALSE
+    workers.mark(blamed.worker, finding, lease=blamed.pk, rule=rule, reason=verdict.reason)
 
 
 @dataclass(frozen=True)

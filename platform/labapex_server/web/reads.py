@@ -26,6 +26,7 @@ from labapex_server.telemetry.stints import parts
 from labapex_server.verification.earnings import paid_to
 from labapex_server.verification.models import Challenge, VerdictRecord
 from labapex_server.web.templatetags.labapex import credits, number, short, size
+from labapex_server.workers import reputation
 
 KNOTS = 4000
 
@@ -223,7 +224,8 @@ def _leased(lease: Lease | None, state: JobState) -> str:
     if lease is None:
         return "" if state.ended else "Waits for a worker that is free."
     words = (
-        f"{lease.worker.name}, {credits(lease.price_per_epoch)} credits an epoch. The seed was drawn with the lease."
+        f"{lease.worker.name}, {credits(lease.price_per_epoch)} credits an epoch. Its reputation:"
+        f" {reputation.of(lease.worker)}. The seed was drawn with the lease."
     )
     return words if lease.key_released_at is None else f"{words} Keys released to its executable, once."
 

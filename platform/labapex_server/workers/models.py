@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from enum import StrEnum
 
 from django.conf import settings
 from django.db import models
@@ -32,6 +33,31 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Finding(StrEnum):
+    """What one lease showed of its worker, or what the operator did."""
+
+    VERIFIED = "verified"
+    FALSE = "false"  # what it had done is not what it committed to, or logged
+    UNOPENED = "unopened"  # it did not show, or not in time, what it had committed to
+    LOST = "lost"  # it fell silent, gave the lease back, or did not get on
+    BANNED = "banned"
+    UNBANNED = "unbanned"
+
+
+class Mark(models.Model):
+    """One finding about a worker. Append-only: the trail from which its reputation follows, and that says why it is banned."""
+
+    worker = models.ForeignKey(Worker, on_delete=models.PROTECT, related_name="marks")
+    finding = models.CharField(max_length=10, choices=[(f.value, f.value) for f in Finding])
+    lease = models.UUIDField(null=True)  # the operator's marks are about none
+    rule = models.CharField(max_length=40, blank=True)  # that decided
+    reason = models.TextField(blank=True)
+    at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.worker_id}: {self.finding}"
 
 
 class SpeedTrial(models.Model):

@@ -15,7 +15,7 @@ from labapex.protocol.limits import Limits
 from labapex_server.accounts.models import User
 from labapex_server.lib import clock, tokens
 from labapex_server.lib.errors import Conflict, Refused
-from labapex_server.workers.models import EnrolmentCode, Worker
+from labapex_server.workers.models import EnrolmentCode, Finding, Mark, Worker
 
 
 def new_code(owner: User) -> tuple[str, datetime]:
@@ -49,6 +49,19 @@ def enrol(code: str, name: str, public_key: bytes) -> Worker:
 def known(worker_id: UUID) -> Worker | None:
     """The worker that may connect: enrolled and not banned."""
     return Worker.objects.filter(pk=worker_id, banned=False, owner__is_active=True).first()
+
+
+def mark(worker: Worker, finding: Finding, *, reason: str, lease: UUID | None = None, rule: str = "") -> None:
+    """Write down what was found about a worker; nobody ever changes it."""
+    Mark.objects.create(worker=worker, finding=finding.value, lease=lease, rule=rule, reason=reason, at=clock.now())
+
+
+@transaction.atomic
+def set_banned(worker: Worker, banned: bool, reason: str) -> None:
+    """The operator lets a worker have no more jobs, or have jobs again. Raises `Conflict` where that is so already."""
+    if Worker.objects.filter(pk=worker.pk, banned=not banned).update(banned=banned) != 1:
+        raise Conflict(f"{worker.name} is {'banned already' if banned else 'not banned'}")
+    mark(worker, Finding.BANNED if banned else Finding.UNBANNED, reason=reason)
 
 
 def arrived(worker: Worker, devices: Sequence[Device], *, lacks_torch: bool) -> None:

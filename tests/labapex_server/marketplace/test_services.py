@@ -24,8 +24,10 @@ from labapex_server.lib import childprocess, clock, trust
 from labapex_server.lib.errors import Conflict, OtherClass, UnknownBuild
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
+from labapex_server.workers import reputation
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Worker
+from labapex_server.workers.reputation import Reputation
 
 
 def granted(rig: Host) -> Lease:
@@ -241,6 +243,7 @@ def test_a_grant_that_never_arrived_goes_back_to_the_queue(rig: Host, researcher
     assert state(job) == JobState.LEASED
     marketplace.reconcile(rig.worker, [])
     assert state(job) == JobState.QUEUED
+    assert reputation.of(rig.worker) == Reputation()
 
 
 def test_five_lost_leases_end_a_job_with_a_reason(rig: Host, researcher: User) -> None:
@@ -252,6 +255,7 @@ def test_five_lost_leases_end_a_job_with_a_reason(rig: Host, researcher: User) -
     assert Fault(job.fault) is Fault.WORKER
     assert "after 5 leases" in job.reason
     assert "no space left" in job.reason
+    assert reputation.of(rig.worker).lost == 5
 
 
 def test_a_script_that_fails_at_the_worker_ends_the_job_for_its_client(rig: Host, researcher: User) -> None:
@@ -260,6 +264,7 @@ def test_a_script_that_fails_at_the_worker_ends_the_job_for_its_client(rig: Host
     job.refresh_from_db()
     assert (job.state, job.fault) == (JobState.FAILED, Fault.CLIENT)
     assert job.reason == "ValueError: negative dimension"
+    assert reputation.of(rig.worker) == Reputation()
 
 
 def test_an_executable_that_dies_without_the_scripts_error_in_its_log_is_the_hosts_matter(

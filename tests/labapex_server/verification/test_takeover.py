@@ -44,6 +44,8 @@ from labapex_server.verification import earnings, evidence, proofs, takeover
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge, OpenedState
 from labapex_server.web import reads
+from labapex_server.workers import reputation
+from labapex_server.workers.reputation import Reputation
 
 EPOCHS, PER_EPOCH, EVERY = 3, 7, 3
 STEPS = sorted({*range(0, EPOCHS * PER_EPOCH, EVERY), *range(PER_EPOCH, EPOCHS * PER_EPOCH + 1, PER_EPOCH)})
@@ -220,6 +222,8 @@ def test_another_host_goes_on_and_each_is_paid_for_the_epochs_that_ended_on_it(
         (found,) = earnings.of(share.lease.worker, skip=0).results
         assert (found.paid, found.verified_epochs) == (share.amount, share.epochs)
     assert {lease.state for lease in Lease.objects.all()} == {LeaseState.SETTLED}
+    assert reputation.of(rig.worker) == Reputation(verified=1, in_a_row=1, lost=1)
+    assert reputation.of(second.worker) == Reputation(verified=1, in_a_row=1)
     assert "Handed over" in {step.title for step in reads.timeline(Job.objects.get())}
 
     drawn = set(Challenge.objects.get().all_indices) - {2}
@@ -334,6 +338,7 @@ def test_a_lie_is_found_before_another_host_goes_on_with_it(job: Job, rig: Host,
     assert "is false" in begun.reason
     assert ("point-loss" if lie == "losses" else "replay") in begun.reason
     assert Lease.objects.get(pk=liar.lease.pk).state == LeaseState.REJECTED
+    assert reputation.of(rig.worker) == Reputation(false=1, lost=1)
     assert marketplace.lease(rig.worker) is None
     assert verification.forget_states(clock.now()) == 0, "they are the evidence"
     honest = training(job, second)
@@ -361,6 +366,8 @@ def test_an_earlier_hosts_lie_that_is_found_at_the_end_is_that_hosts_and_nobody_
     states = {lease.pk: lease.state for lease in Lease.objects.all()}
     assert states == {first.lease.pk: LeaseState.REJECTED, run.lease.pk: LeaseState.SETTLED}
     assert ledger.outcome(Job.objects.get().hold).paid == 0
+    assert reputation.of(rig.worker) == Reputation(false=1, lost=1)
+    assert reputation.of(second.worker) == Reputation()
 
 
 # -- who may go on -----------------------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ def test_the_page_says_why_a_worker_takes_no_work(browser: Client, researcher: U
     text = browser.get("/workers/").content.decode()
     assert "&lt;b&gt;the GPU is too hot" in text
     assert ">paused<" in text
+    assert "new: nothing of it was judged yet" in text
     workers.ready(worker, None)
     text = browser.get("/workers/").content.decode()
     assert "too hot" not in text

@@ -32,6 +32,8 @@ def test_each_station_is_waited_for_then_now_then_done(story: Story) -> None:
     assert statuses(story) | {"Preflight": "done", "Sealed executable": "done", "Lease": "now"} == statuses(story)
     story.running().trained(20)
     assert statuses(story)["Commitments while training"] == "now"
+    (lease,) = (step.words for step in reads.timeline(story.job) if step.title == "Lease")
+    assert "Its reputation: 0 of 100 (new: nothing of it was judged yet)." in lease
     assert statuses(story)["Challenge"] == "waiting"
     story.trained().challenged().opened(0)
     assert statuses(story)["Opened states"] == "now"

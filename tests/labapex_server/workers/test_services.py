@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from io import StringIO
+from uuid import UUID
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from labapex_server.accounts.models import User
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict, Refused
+from labapex_server.workers import reputation
 from labapex_server.workers import services as workers
-from labapex_server.workers.models import EnrolmentCode, Worker
+from labapex_server.workers.models import EnrolmentCode, Finding, Worker
+from labapex_server.workers.reputation import TRUSTED_AFTER
 
 pytestmark = pytest.mark.django_db
 KEY = bytes(range(32))
@@ -49,5 +54,25 @@ def test_a_key_is_enrolled_once_and_the_code_stays_good(host: User, cheat: User)
 
 def test_a_banned_worker_is_unknown(host: User) -> None:
     worker = workers.enrol(workers.new_code(host)[0], "rig", KEY)
-    Worker.objects.update(banned=True)
+    workers.set_banned(worker, True, "found false twice")
     assert workers.known(worker.pk) is None
+
+
+def test_a_ban_by_command_is_kept_with_its_reason_and_so_is_the_end_of_it(host: User) -> None:
+    worker = workers.enrol(workers.new_code(host)[0], "rig", KEY)
+    for _ in range(TRUSTED_AFTER):
+        workers.mark(worker, Finding.VERIFIED, reason="verified")
+    call_command("ban", str(worker.pk), "--reason", "found false twice (ada)", stdout=StringIO())
+    assert workers.known(worker.pk) is None
+    with pytest.raises(CommandError, match="banned already"):
+        call_command("ban", str(worker.pk), "--reason", "again")
+    call_command("ban", str(worker.pk), "--lift", "--reason", "a broken disk, replaced (ada)", stdout=StringIO())
+    assert workers.known(worker.pk) == worker
+    assert [(mark.finding, mark.reason) for mark in worker.marks.order_by("pk")[TRUSTED_AFTER:]] == [
+        ("banned", "found false twice (ada)"),
+        ("unbanned", "a broken disk, replaced (ada)"),
+    ]
+    assert not reputation.of(worker).trusted
+    for wrong in ([str(worker.pk), "--reason", " "], [str(UUID(int=1)), "--reason", "who is that"]):
+        with pytest.raises(CommandError):
+            call_command("ban", *wrong)

@@ -17,20 +17,18 @@ from labapex_server.lib import clock, trust
 from labapex_server.marketplace.models import LIVE
 from labapex_server.web import reads
 from labapex_server.web.views.common import signed_in, user_of
+from labapex_server.workers import reputation
 from labapex_server.workers import services as workers
 
 
 def _fleet(request: HttpRequest) -> dict[str, Any]:
     rows = list(
         user_of(request)
-        .workers.annotate(
-            busy=Count("leases", filter=Q(leases__state__in=LIVE)),
-            verified=Count("leases", filter=Q(leases__verdict__document__verdict="verified")),
-            rejected=Count("leases", filter=Q(leases__verdict__document__verdict="rejected")),
-        )
+        .workers.annotate(busy=Count("leases", filter=Q(leases__state__in=LIVE)))
         .order_by("name", "created_at")
     )
     silent_since = clock.after(-settings.LABAPEX.lease_seconds)
+    reputations = reputation.of_each(rows)
     earned = reads.earnings([worker.pk for worker in rows], user_of(request))
     fleet = []
     for worker in rows:
@@ -44,7 +42,14 @@ def _fleet(request: HttpRequest) -> dict[str, Any]:
             health = ("active", "training")
         else:
             health = ("", "paused") if worker.paused else ("good", "ready")
-        fleet.append({"worker": worker, "health": health, "earned": earned.get(worker.pk, 0)})
+        fleet.append(
+            {
+                "worker": worker,
+                "health": health,
+                "earned": earned.get(worker.pk, 0),
+                "reputation": reputations[worker.pk],
+            }
+        )
     supplied = supply.torch() if any(worker.lacks_torch for worker in rows) else None
     return {"fleet": fleet, "total": sum(earned.values()), "supplied": supplied}
 

@@ -1,0 +1,89 @@
+"""What a worker's past says of it: one number with its reasons, from what was found and from nothing that anybody says.
+
+The rule is that of volunteer computing (BOINC's adaptive replication): trust is earned by results that were verified one after
+another, and lost by a single false one. A new worker has no more of it than one that lied, so that a new name buys nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from labapex_server.workers.models import Finding, Mark, Worker
+
+TRUSTED_AFTER = 10  # verified jobs in a row
+
+
+@dataclass(frozen=True)
+class Reputation:
+    """`in_a_row`: jobs verified since it was last found false, not opened or banned. The others count all that there was."""
+
+    verified: int = 0
+    in_a_row: int = 0
+    false: int = 0
+    unopened: int = 0
+    lost: int = 0
+
+    @property
+    def trusted(self) -> bool:
+        return self.in_a_row >= TRUSTED_AFTER
+
+    @property
+    def reliability(self) -> float:
+        """The share of its leases that it brought to their end; 1 where it had none."""
+        ended = self.verified + self.false + self.unopened
+        return ended / (ended + self.lost) if ended + self.lost else 1.0
+
+    @property
+    def score(self) -> int:
+        """0 to 100: how near it is to being trusted, times its reliability."""
+        return round(100 * min(self.in_a_row, TRUSTED_AFTER) / TRUSTED_AFTER * self.reliability)
+
+    @property
+    def reasons(self) -> str:
+        """What the score follows from, in words."""
+        if self == Reputation():
+            return "new: nothing of it was judged yet"
+        row = f"{self.in_a_row} verified in a row" + ("" if self.trusted else f", trusted after {TRUSTED_AFTER}")
+        others = ((self.false, "proven false"), (self.unopened, "not opened"), (self.lost, "lost"))
+        said = "; ".join([row, *(f"{count} {what}" for count, what in others if count)])
+        return f"trusted: {said}" if self.trusted else said
+
+    def __str__(self) -> str:
+        return f"{self.score} of 100 ({self.reasons})"
+
+
+def fold(findings: Iterable[str]) -> Reputation:
+    """The reputation that follows from findings, the oldest first."""
+    counts, row = dict.fromkeys(Finding, 0), 0
+    for finding in map(Finding, findings):
+        counts[finding] += 1
+        if finding is Finding.VERIFIED:
+            row += 1
+        elif finding is not Finding.LOST:
+            row = 0
+    return Reputation(
+        verified=counts[Finding.VERIFIED],
+        in_a_row=row,
+        false=counts[Finding.FALSE],
+        unopened=counts[Finding.UNOPENED],
+        lost=counts[Finding.LOST],
+    )
+
+
+def of(worker: Worker, *, until: datetime | None = None) -> Reputation:
+    """A worker's reputation now, or as it was at `until`."""
+    marks = Mark.objects.filter(worker=worker)
+    known = marks if until is None else marks.filter(at__lte=until)
+    return fold(known.order_by("pk").values_list("finding", flat=True))
+
+
+def of_each(workers: Iterable[Worker]) -> dict[UUID, Reputation]:
+    """The reputation of each of these workers, in one query."""
+    found: dict[UUID, list[str]] = {worker.pk: [] for worker in workers}
+    marks = Mark.objects.filter(worker__in=found).order_by("pk")
+    for worker, finding in marks.values_list("worker_id", "finding"):
+        found[worker].append(finding)
+    return {worker: fold(findings) for worker, findings in found.items()}
