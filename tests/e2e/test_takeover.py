@@ -30,7 +30,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def submit(stack: Stack, folder: Path) -> UUID:
-    return stack.submit(scripts.job(folder, pause=PAUSE, checkpoint_every=EVERY, audit_segments=4))
+    return stack.submit(scripts.job(folder, pause=PAUSE, checkpoint_every=EVERY))
 
 
 def lose(stack: Stack, worker: Worker, job: UUID) -> UUID:

@@ -46,6 +46,7 @@ class Config(BaseSettings):
     heartbeat_seconds: float = 5
     lease_seconds: float = 30  # of silence after which a lease is over
     lease_limit_seconds: float = 7 * 24 * 3600  # how long a manifest is valid
+    audit_segments: int = Field(default=44, ge=1)  # drawn at random of a run, unless its host is trusted: then fewer
     opening_seconds: float = 600  # each round of a challenge, besides making anew what was not kept
     kept_states_gb: float = Field(default=20, gt=0)  # that a host keeps of a run; it makes the others anew when asked
     handover_seconds: float = Field(default=60, ge=0)  # of training that a lost host costs; 0: then it is begun anew

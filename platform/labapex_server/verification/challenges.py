@@ -34,7 +34,7 @@ from labapex_server.lib.errors import Conflict, Missing
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.signals import progressed
-from labapex_server.verification import evidence, judgement, openings
+from labapex_server.verification import audit, evidence, judgement, openings
 from labapex_server.verification.evidence import Record
 from labapex_server.verification.models import Challenge, OpenedState
 from labapex_server.verification.signals import answered
@@ -244,11 +244,12 @@ def _draw(lease: Lease, found: Challenge) -> None:
         _reject(lease, found, record, problem=problem, measured=measured)
         return
     nonce, now, spec = secrets.token_hex(32), clock.now(), lease.job.job_spec
+    segments = audit.drawn(lease)
     opening = draw(
         lease.terms,
         record.leaves,
         measured=measured,
-        audit_segments=spec.audit_segments,
+        audit_segments=segments,
         top_q=spec.top_q,
         pev_percent=found.pev_percent,
         random=random.Random(nonce),  # noqa: S311 - seeded by 256 secret bits, so that the draw can be repeated
@@ -258,6 +259,7 @@ def _draw(lease: Lease, found: Challenge) -> None:
         round=1,
         waiting=True,
         nonce=nonce,
+        audit_segments=segments,
         indices=list(opening.indices),
         segments=list(opening.segments),
         evaluations=[sample.model_dump(mode="json") for sample in opening.evaluations],
@@ -273,7 +275,9 @@ def _reject(
     lease: Lease, found: Challenge, record: Record, *, problem: str | None, measured: Measured | None = None
 ) -> None:
     seen = judgement.evidence(lease, record, pev_percent=found.pev_percent, measured=measured, opening_problem=problem)
-    given = judgement.verdict(lease, seen, opened=opened(lease), shown_bytes=shown_bytes(found), weights=None)
+    given = judgement.verdict(
+        lease, seen, drawn=found.audit_segments, opened=opened(lease), shown_bytes=shown_bytes(found), weights=None
+    )
     issue(lease, given)
 
 

@@ -20,11 +20,14 @@ from labapex_server.marketplace.models import Lease
 from labapex_server.verification.evidence import Record
 
 
-def verdict(lease: Lease, seen: Evidence, *, opened: Sequence[int], shown_bytes: int, weights: str | None) -> Verdict:
-    """Judge one lease. The states `opened` came, and `shown_bytes` of chunks; `weights` is the digest of the result.
+def verdict(
+    lease: Lease, seen: Evidence, *, drawn: int, opened: Sequence[int], shown_bytes: int, weights: str | None
+) -> Verdict:
+    """Judge one lease. `drawn` segments were drawn at random; the states `opened` came, and `shown_bytes` of chunks; `weights`
+    is the digest of the result.
 
     Raises `NotJudgeable` where the replay ran on another class of hosts than was foreseen when the keys were given out."""
-    contract, spec, replay = seen.contract, lease.job.job_spec, seen.replay
+    contract, replay = seen.contract, seen.replay
     rules = judge(seen)
     if (why := unjudged(seen, rules)) is not None:
         raise NotJudgeable(why)
@@ -51,11 +54,11 @@ def verdict(lease: Lease, seen: Evidence, *, opened: Sequence[int], shown_bytes:
         verified_epochs=contract.epochs if verified else 0,
         rules=tuple(rules),
         replay_max_error=replay_max_error(seen),
-        detection=detection(audit_segments=spec.audit_segments, segments=segments_made),
+        detection=detection(drawn, segments_made),
         origin=origins.origin(
             contract,
             replay.start if replay else None,
-            drawn=spec.audit_segments if replay else 0,
+            drawn=drawn if replay else 0,
             segments=max(1, segments_made),
         ),
         contract=digest(contract),
@@ -116,13 +119,15 @@ def evidence(
     )
 
 
-def detection(*, audit_segments: int, segments: int) -> str:
+def detection(drawn: int, segments: int) -> str:
     """What the random choice proves, in words: a share f of false segments survives c draws with (1 - f)^c."""
-    if audit_segments >= segments:
+    if not drawn:
+        return "no segment was drawn: what was shown before decided"
+    if drawn >= segments:
         return f"all {segments} segments were replayed: any false one is caught"
-    caught = origins.caught(audit_segments, segments)
+    caught = origins.caught(drawn, segments)
     return (
-        f"{audit_segments} of {segments} segments were drawn at random after the last commitment, besides first, last"
+        f"{drawn} of {segments} segments were drawn at random after the last commitment, besides first, last"
         f" and the largest updates: where one in ten is false, that is caught with a probability of {caught:.0%}"
     )
 

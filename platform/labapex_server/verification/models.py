@@ -21,6 +21,7 @@ class Challenge(models.Model):
         max_length=64, default=""
     )  # what the draws are seeded with: published with the proof,
     nonce = models.CharField(max_length=64, default="")  # so that anyone may repeat them; empty until it is drawn
+    audit_segments = models.IntegerField(default=0)  # drawn at random, besides the others; 0 until they are
     chunk = models.BigIntegerField(null=True)  # number of the chunk of the parameters; None: there is none to look at
     pev_percent = models.FloatField(default=10)
     ends = models.BooleanField(default=False)  # of each segment the end state is opened too

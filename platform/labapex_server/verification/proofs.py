@@ -62,7 +62,7 @@ def _asked(lease: Lease, drawn: Challenge) -> Asked:
         chunk_nonce=drawn.chunk_nonce,
         chunk=drawn.chunk,
         nonce=drawn.nonce or None,
-        audit_segments=spec.audit_segments,
+        audit_segments=drawn.audit_segments,
         top_q=spec.top_q,
         pev_percent=drawn.pev_percent,
         ends=drawn.ends,

@@ -96,7 +96,12 @@ def verify(lease: Lease, *, beat: Callable[[], None]) -> None:
         if ask_further(lease, found, more):
             return
     given = judgement.verdict(
-        lease, seen, opened=sorted(states), shown_bytes=shown_bytes(found), weights=done.weights or None
+        lease,
+        seen,
+        drawn=found.audit_segments,
+        opened=sorted(states),
+        shown_bytes=shown_bytes(found),
+        weights=done.weights or None,
     )
     issue(lease, given)
 

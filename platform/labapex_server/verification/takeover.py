@@ -31,7 +31,7 @@ from labapex_server.lib.errors import Missing, Refused, TooLarge
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import models as telemetry
-from labapex_server.verification import evidence, judgement, openings, replays
+from labapex_server.verification import audit, evidence, judgement, openings, replays
 from labapex_server.verification.models import OpenedState
 
 SPARE_BYTES = 1 << 20  # by which a state may be larger than twice the preflight's: optimizers make theirs as they go
@@ -154,7 +154,7 @@ def _look(lost: Lease, terms: Contract, record: evidence.Record, beat: Callable[
     segments = draw_stint(
         known.leaves,
         begin,
-        audit_segments=lost.job.job_spec.audit_segments,
+        audit_segments=audit.drawn(lost),
         random=random.Random(secrets.token_hex(32)),  # noqa: S311 - seeded by 256 secret bits
     )
     states = openings.states(terms, {terms.origin(segment) for segment in segments})

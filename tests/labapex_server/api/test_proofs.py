@@ -35,7 +35,9 @@ def judged(run: Run) -> Verdict:
     lease = Lease.objects.select_related("job").get(pk=run.lease.pk)
     drawn = lease.challenge
     seen = judgement.evidence(lease, evidence.read(lease), pev_percent=10, segments=drawn.segments)
-    verdict = judgement.verdict(lease, seen, opened=drawn.indices, shown_bytes=0, weights=None)
+    verdict = judgement.verdict(
+        lease, seen, drawn=drawn.audit_segments, opened=drawn.indices, shown_bytes=0, weights=None
+    )
     assert verification.issue(lease, verdict)
     return verdict
 
