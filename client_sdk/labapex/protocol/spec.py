@@ -22,6 +22,7 @@ MAX_CODE_BYTES = 16 * 2**20
 MAX_DATA_BYTES = 2 * 2**30  # a platform may set another limit; this one is refused before a byte is sent
 MAX_PATH_LENGTH = 400
 MAX_PARENTS = 16
+MAX_AUDIT_SEGMENTS = 1000
 PARENTS = "parents"
 """The folder of a run in which the models that it starts from lie, as `0.safetensors`, `1.safetensors` and so on."""
 
@@ -70,7 +71,7 @@ class JobSpec(Message):
     checkpoint_every: int = Field(default=10, ge=1, le=1_000_000)
     budget: Decimal = Field(gt=0, le=1_000_000_000)
     threads: int = Field(default=1, ge=1, le=256)
-    audit_segments: int = Field(default=0, ge=0, le=1000)  # at random, at least; the platform decides how many more
+    audit_segments: int = Field(default=0, ge=0, le=MAX_AUDIT_SEGMENTS)  # at least; the platform decides how many more
     top_q: int = Field(default=1, ge=0, le=100)
     min_speed: float = Field(default=0.0, ge=0, le=1e9, allow_inf_nan=False)  # GFLOP/s that its worker has shown
     start_from: Annotated[

@@ -16,6 +16,7 @@ from tests.labapex.proof.test_challenge import log
 from tests.labapex_server.gateway.stage import Host, a_host, queued_job
 
 from labapex.proof.challenge import RANKED_EPOCHS, draw
+from labapex.protocol.spec import MAX_AUDIT_SEGMENTS
 from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.protocol.verdict import SignedVerdict
 from labapex_server.accounts.models import User
@@ -151,6 +152,28 @@ def test_the_operator_reads_whether_cheating_pays_at_the_present_settings() -> N
     assert rows[5] == ["trusted", "22", "1", "%", "20.0%", "0.0100", "-0.1903", "no", "0.0000"]
     with pytest.raises(CommandError, match="--segments"):
         call_command("payoff", "--segments", "0")
+
+
+def test_a_canary_is_an_accounts_job_once_more_and_all_of_it_is_looked_at_even_of_a_trusted_host(
+    rig: Host, researcher: User, operator: User
+) -> None:
+    for _ in range(TRUSTED_AFTER):
+        settled(leased(researcher, rig))
+    before = Job.objects.latest("created_at")
+    call_command("canary", "researcher", "--chance", "0", stdout=StringIO())
+    assert Job.objects.latest("created_at") == before
+    call_command("canary", "researcher", stdout=StringIO())
+    canary = Job.objects.latest("created_at")
+    assert (canary.owner, canary.name, canary.bundle) == (researcher, before.name, before.bundle)
+    assert (canary.state, canary.job_spec.audit_segments) == (JobState.SUBMITTED, MAX_AUDIT_SEGMENTS)
+    assert audit.drawn(leased(researcher, rig, audit_segments=canary.job_spec.audit_segments)) == MAX_AUDIT_SEGMENTS
+    for wrong, why in (
+        (["operator"], "verified yet"),
+        (["nobody"], "no user"),
+        (["researcher", "--chance", "2"], "0 to 1"),
+    ):
+        with pytest.raises(CommandError, match=why):
+            call_command("canary", *wrong)
 
 
 # -- what the operator is to look at -----------------------------------------------------------------------------------
