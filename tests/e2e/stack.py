@@ -32,6 +32,7 @@ from labapex_worker import journal
 ROOT = Path(__file__).resolve().parents[2]
 HOST = ROOT / "tests" / "attacks" / "host.py"
 PATIENCE = 180.0  # seconds; for a machine that does other things as well
+LOOK_SECONDS = 0.2  # between two looks: a look at a job costs its platform 12 ms of CPU, and others wait for that
 _T = TypeVar("_T")
 
 
@@ -324,7 +325,7 @@ class Stack:
         while not (found := look()):
             if time.monotonic() > give_up:
                 raise AssertionError(f"never came true: {what}\n{self.logs()}")
-            time.sleep(0.05)
+            time.sleep(LOOK_SECONDS)
         return found
 
     def until_state(self, job: UUID, *states: str) -> JobView:
