@@ -77,6 +77,8 @@ def test_every_other_page_is_drawn_without_a_complaint(
     for name, path in {
         "jobs": "/jobs/",
         "submit": "/jobs/new/",
+        "offers": "/offers/",
+        "offers-none": "/offers/?min_memory=192",
         "billing": "/billing/",
         "tokens": "/tokens/",
         "workers-none": "/workers/",

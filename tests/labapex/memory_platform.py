@@ -29,6 +29,8 @@ from labapex.protocol.api import (
     Login,
     Me,
     NewToken,
+    Offer,
+    OfferPage,
     Problem,
     Progress,
     Scope,
@@ -37,7 +39,7 @@ from labapex.protocol.api import (
 )
 from labapex.protocol.canonical import Message, canonical, digest
 from labapex.protocol.records import Console, Sample
-from labapex.protocol.spec import JobSpec
+from labapex.protocol.spec import CREDIT, JobSpec
 from labapex.protocol.states import Fault, JobState
 from labapex.protocol.verdict import Cost, Origin, Receipt, RuleResult, SignedVerdict, Verdict, Weight
 from labapex.transparency import Head
@@ -110,8 +112,10 @@ class MemoryPlatform:
     words: deque[str] = field(default_factory=deque)  # what polls of a device login are told before "allow"
     asked: TokenTerms = field(default_factory=TokenTerms)
     revoked: bool = False
+    scopes: tuple[Scope, ...] = tuple(Scope)
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     log: MemoryLog = field(default_factory=MemoryLog)
+    offers: tuple[Offer, ...] = field(default_factory=lambda: OFFERS)
     entered: dict[UUID, tuple[int, Envelope]] = field(default_factory=dict)  # certificates by job
 
     @property
@@ -153,10 +157,15 @@ class MemoryPlatform:
             return problem(401, "not-logged-in", "unknown token")
         match parts:
             case ["me"]:
-                return reply(Me(username="ada", available=self.available, held=0, token=TOKEN_VIEW))
+                seen = Scope.BILLING_READ in self.scopes
+                money = (self.available, 0, 1_677) if seen else (None, None, None)
+                token = TOKEN_VIEW.model_copy(update={"scopes": self.scopes})
+                return reply(Me(username="ada", available=money[0], held=money[1], spent=money[2], token=token))
             case ["tokens", "current"]:
                 self.revoked = True
                 return httpx.Response(204)
+            case ["offers"]:
+                return self._offers(request.url.params)
             case ["enrolments"]:
                 return reply(EnrolmentCode(code="ABCD-EFGH", expires_at=1e9, root="ab12"), 201)
             case ["blobs", digest]:
@@ -258,6 +267,18 @@ class MemoryPlatform:
         start = int(cursor or 0)
         after = str(start + 2) if start + 2 < len(newest_first) else None
         return reply(JobPage(results=tuple(j.view for j in newest_first[start : start + 2]), next=after))
+
+    def _offers(self, asked: httpx.QueryParams) -> httpx.Response:
+        """One on each page, the cheapest first; of the filters, `max_price`."""
+        most = float(asked.get("max_price", "inf")) * CREDIT
+        found = [offer for offer in self.offers if offer.price_per_hour <= most]
+        at = int(asked["cursor"] or 0)
+        after = str(at + 1) if at + 1 < len(found) else None
+        lacking = None if found else f"no host for {asked.get('max_price')} credits an hour; the cheapest asks 0.5"
+        free = sum(offer.free for offer in found)
+        return reply(
+            OfferPage(results=tuple(found[at : at + 1]), next=after, total=len(found), free=free, lacking=lacking)
+        )
 
     def _job(self, job: MemoryJob, what: str, request: httpx.Request) -> httpx.Response:
         ended = job.view.state.ended
@@ -381,6 +402,18 @@ DEVICE = DeviceCode(
     expires_in=600,
     interval=5,
 )
+OFFERS = (
+    Offer(
+        id=UUID(int=1), name="basement", device="cpu: AMD EPYC", devices=1, memory=64 << 30, room=None,
+        price_per_hour=CREDIT // 2, speed=310.0, reputation=95, record="trusted: 17 verified in a row; 1 lost",
+        verified=17, reliability=0.944, free=True,
+    ),
+    Offer(
+        id=UUID(int=2), name="attic", device="cuda: NVIDIA H200", devices=2, memory=141 << 30, room=None,
+        price_per_hour=2 * CREDIT, speed=None, reputation=0, record="new: nothing of it was judged yet",
+        verified=0, reliability=1.0, free=False,
+    ),
+)  # fmt: skip
 TOKEN_VIEW = TokenView(
     id=7,
     name="laptop",

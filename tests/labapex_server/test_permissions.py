@@ -79,6 +79,9 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("POST", "api/v1/login/device/"): Public(201),
     ("POST", "api/v1/login/device/token/"): Public(400),
     ("GET", "api/v1/me/"): Program(),
+    ("GET", "api/v1/statement/"): Program(),
+    ("GET", "api/v1/statement.csv"): Program(),
+    ("GET", "api/v1/offers/"): Program(),
     ("GET", "api/v1/tokens/"): Program(),
     ("DELETE", "api/v1/tokens/current/"): Program(204),
     ("DELETE", "api/v1/tokens/<int:token>/"): OwnThing(204),
@@ -127,9 +130,11 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "transparency/"): Public(),
     ("POST", "transparency/name/"): Page(302),
     ("GET", "^transparency/claims/(?P<model>[0-9a-f]{64})/$"): Public(404),
+    ("GET", "offers/"): Page(),
     ("GET", "workers/"): Page(),
     ("POST", "workers/code/"): Page(),
     ("GET", "billing/"): Page(),
+    ("GET", "billing/statement.csv"): Page(),
 }
 SIGN_IN = {"GET login/", "GET signup/"}  # whoever is signed in is sent on
 

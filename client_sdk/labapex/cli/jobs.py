@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex import bundle
-from labapex.cli import init, report, spec_file
+from labapex.cli import init, market, report, spec_file
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
 from labapex.cli.output import clean, counted, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
 from labapex.cli.watch import LineView, LiveView, View, Watch, collect, draw
@@ -54,7 +54,7 @@ def run(
     me = client.me()
     say(f"Reading the files of {folder.resolve()} …")
     spec, files = parents.collect(folder, spec)
-    _print_plan(spec, files, client.url, me.available)
+    _print_plan(spec, files, client.url, me.available, market.words(client, spec))
     if not yes and sys.stdin.isatty() and not typer.confirm("Submit?", default=True, err=True):
         raise UsageError("nothing was submitted")
     job = _submit(client, spec, files)
@@ -186,7 +186,7 @@ def metrics(
         stdout().print(report.metrics_lines(curve.job, curve.losses, curve.samples))
 
 
-def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: int | None) -> None:
+def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: int | None, offers: str) -> None:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
@@ -201,11 +201,22 @@ def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: i
         ("epochs (E)", str(spec.epochs)),
         ("iterations per epoch (I)", iterations),
         ("checkpoint every (k)", f"{spec.checkpoint_every} iterations"),
+        ("hosts", _constraints(spec)),
+        ("offers", offers),
         ("budget", _budget(spec, available)),
         ("platform", url),
     ):
         grid.add_row(Text(name), Text(one_line(text)))
     stderr().print(grid)
+
+
+def _constraints(spec: JobSpec) -> str:
+    """Which hosts the job may go to."""
+    asked = [f"with a device named '{spec.device}'"] if spec.device else []
+    asked += [f"with {spec.min_memory:g} GB"] if spec.min_memory else []
+    asked += [f"for {spec.max_price} credits an hour at most"] if spec.max_price is not None else []
+    asked += [f"that have shown {spec.min_speed:,.0f} GFLOP/s"] if spec.min_speed else []
+    return ", ".join(asked) or "any"
 
 
 def _budget(spec: JobSpec, available: int | None) -> str:

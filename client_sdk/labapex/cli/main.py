@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from labapex.cli import account, calibration, check, doctor, init, jobs, proofs, results
+from labapex.cli import account, calibration, check, doctor, init, jobs, market, proofs, results
 from labapex.cli.output import one_line, say
 from labapex.errors import LabApexError
 
@@ -28,6 +28,8 @@ app.command()(account.whoami)
 app.command()(doctor.doctor)
 app.command()(init.init)
 app.command()(check.check)
+app.command()(market.balance)
+app.command()(market.offers)
 app.command()(jobs.run)
 app.command()(jobs.ps)
 app.command()(jobs.show)

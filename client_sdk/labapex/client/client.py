@@ -43,6 +43,7 @@ from labapex.protocol.api import (
     DeviceCode,
     DevicePoll,
     EnrolmentCode,
+    Entry,
     Events,
     JobPage,
     JobRequest,
@@ -50,23 +51,28 @@ from labapex.protocol.api import (
     Login,
     Me,
     NewToken,
+    Offer,
+    OfferOrder,
+    OfferPage,
     Scope,
+    Statement,
     TokenPage,
     TokenTerms,
     TokenView,
 )
 from labapex.protocol.canonical import Message, parse
 from labapex.protocol.canonical import digest as digest_of
-from labapex.protocol.spec import JobSpec
+from labapex.protocol.spec import Constraints, JobSpec
 from labapex.protocol.verdict import Receipt, SignedVerdict, Verdict
 from labapex.transparency import Checkpoint, Consistency, Head, check_growth, open_checkpoint
 
 MAX_WEIGHTS = 1 << 40
 MAX_PROOF = 1 << 42
+ANY = Constraints()
 _POLL = 0.5
 _LONGEST_POLL = 15.0
 _M = TypeVar("_M", bound=Message)
-_P = TypeVar("_P", JobPage, TokenPage)
+_P = TypeVar("_P", JobPage, OfferPage, Statement, TokenPage)
 
 
 class VerdictKey(Message):
@@ -184,6 +190,15 @@ class Client:
     def me(self) -> Me:
         return self._ask(Me, "GET", "me/")
 
+    def statement(self, month: str | None = None, cursor: str = "") -> Statement:
+        """Your account in a month ("2026-11"; None: the present one, UTC), its entries the newest first, a page at a time."""
+        params = {"cursor": cursor} | ({"month": month} if month else {})
+        return self._ask(Statement, "GET", "statement/", params=params)
+
+    def entries(self, month: str | None = None) -> Iterator[Entry]:
+        """The entries of a month on all pages."""
+        return _all(lambda cursor: self.statement(month, cursor))
+
     def enrolment_code(self) -> EnrolmentCode:
         """A code with which one new worker can join in your name."""
         return self._ask(EnrolmentCode, "POST", "enrolments/", headers=_one_time())
@@ -264,6 +279,22 @@ class Client:
     def stop(self, job: UUID) -> JobView:
         """Cancel a job; one that has ended stays as it is."""
         return self._ask(JobView, "POST", f"jobs/{job}/stop/")
+
+    # -- offers --------------------------------------------------------------------------------------------------------
+
+    def offers(
+        self, wanted: Constraints = ANY, order: OfferOrder = OfferOrder.PRICE, *, cursor: str = "", limit: int = 100
+    ) -> OfferPage:
+        """What connected hosts offer that meet constraints (a `JobSpec` is such), the best first, a page at a time."""
+        asked = wanted.model_dump(mode="json", include=set(Constraints.model_fields), exclude_defaults=True)
+        params = {name: str(value) for name, value in asked.items()}
+        return self._ask(
+            OfferPage, "GET", "offers/", params={**params, "sort": order, "cursor": cursor, "limit": str(limit)}
+        )
+
+    def all_offers(self, wanted: Constraints = ANY, order: OfferOrder = OfferOrder.PRICE) -> Iterator[Offer]:
+        """The same on all pages."""
+        return _all(lambda cursor: self.offers(wanted, order, cursor=cursor))
 
     # -- results -------------------------------------------------------------------------------------------------------
 
@@ -416,11 +447,16 @@ class Client:
         return parse(model, reply.body, limit=MAX_REPLY)
 
     def _pages(self, model: type[_P], path: str) -> Iterator[Any]:
-        cursor: str | None = ""
-        while cursor is not None:
-            page = self._ask(model, "GET", path, params={"cursor": cursor})
-            yield from page.results
-            cursor = page.next if page.next != cursor else None
+        return _all(lambda cursor: self._ask(model, "GET", path, params={"cursor": cursor}))
+
+
+def _all(ask: Callable[[str], _P]) -> Iterator[Any]:
+    """The rows of all pages."""
+    cursor: str | None = ""
+    while cursor is not None:
+        page = ask(cursor)
+        yield from page.results
+        cursor = page.next if page.next != cursor else None
 
 
 def _one_time() -> dict[str, str]:

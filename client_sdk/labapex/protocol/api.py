@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from labapex.protocol.canonical import Message
+from labapex.protocol.limits import Limits
 from labapex.protocol.records import Console, Sample
 from labapex.protocol.spec import Bundle, JobSpec
 from labapex.protocol.states import Fault, JobState
@@ -95,7 +96,31 @@ class Me(Message):
     username: str
     available: int | None  # micro-credits that are not held; None without the scope billing:read
     held: int | None
+    spent: int | None  # on verified work, ever
     token: TokenView  # the one that asked
+
+
+class Entry(Message):
+    """One row of the ledger, as one of its two accounts sees it."""
+
+    id: UUID
+    at: float
+    status: Literal["held", "posted", "voided"]  # only what is posted has moved
+    amount: int  # micro-credits: more than 0 came in, less went out
+    job: UUID | None
+    memo: str
+
+
+class Statement(Message):
+    """An account in one month (UTC), in micro-credits: `opening` and all posted entries together are `closing`.
+
+    A hold is an entry of the month in which it was made, and becomes posted or voided in its place."""
+
+    month: str
+    opening: int
+    closing: int
+    results: tuple[Entry, ...]
+    next: str | None
 
 
 class JobRequest(Message):
@@ -164,6 +189,41 @@ class Events(Message):
     console: tuple[Console, ...]
     rules: tuple[RuleResult, ...]
     handovers: tuple[HandoverView, ...] = ()  # of the run that is shown, in order
+
+
+class OfferOrder(StrEnum):
+    """Which offers come first."""
+
+    PRICE = "price"
+    VALUE = "value"  # speed for a credit
+    SPEED = "speed"
+    REPUTATION = "reputation"
+
+
+class Offer(Message):
+    """What a connected host offers. Device, memory and room are its own words; its speed it has shown."""
+
+    id: UUID
+    name: str  # that it was enrolled by
+    device: str  # "cuda: NVIDIA H200"
+    devices: int  # of that name; a job has one
+    memory: int | None  # bytes of one of them; None: it does not tell
+    room: Limits | None  # what one job may take of it; None: it does not tell
+    price_per_hour: int  # micro-credits
+    speed: float | None  # GFLOP/s; None: it has shown none
+    reputation: int  # 0 to 100, from what was found of it
+    record: str  # what that follows from, in words
+    verified: int  # jobs
+    reliability: float  # the share of its leases that it brought to their end; 1 where it had none
+    free: bool  # it could take a job now
+
+
+class OfferPage(Message):
+    results: tuple[Offer, ...]
+    next: str | None
+    total: int  # offers on all pages
+    free: int  # of them
+    lacking: str | None  # what no connected host has, where there are none
 
 
 class Problem(Message):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from decimal import Decimal
 from pathlib import PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError, field_validator
 
 from labapex.errors import UsageError
 from labapex.protocol.canonical import Digest, Message, explain
@@ -58,7 +59,35 @@ def one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
-class JobSpec(Message):
+def _whole_micro_credits(value: Decimal) -> Decimal:
+    micro_credits(value)
+    return value
+
+
+def _gigabytes(value: Any) -> Any:
+    """`24`, `24G`, `24 GB`: the number alone."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*(?:GB?)?", value.strip(), re.I) if isinstance(value, str) else None
+    return match[1] if match else value
+
+
+Credits = Annotated[Decimal, Field(gt=0, le=1_000_000_000), AfterValidator(_whole_micro_credits)]
+Gflops = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+
+
+class Constraints(Message):
+    """Which hosts a job may go to. A host's device and its memory are its own words; its speed it has shown."""
+
+    device: Annotated[str, StringConstraints(min_length=1, max_length=180, strip_whitespace=True)] | None = (
+        None  # a part of its name, "cuda: NVIDIA H200", in upper or lower case
+    )
+    min_memory: Annotated[float, BeforeValidator(_gigabytes), Field(ge=0, le=1e6, allow_inf_nan=False)] = (
+        0.0  # of the device, in gigabytes (10^9 bytes) as it is sold
+    )
+    max_price: Credits | None = None  # credits an hour
+    min_speed: Gflops = 0.0  # GFLOP/s that it has shown in a speed trial
+
+
+class JobSpec(Constraints):
     """A training job as its client describes it. Every field has a default but `script`, `epochs` and `budget`."""
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=80, strip_whitespace=True)] = "job"
@@ -69,11 +98,10 @@ class JobSpec(Message):
     epochs: int = Field(ge=1, le=100_000)
     iterations_per_epoch: int | None = Field(default=None, ge=1, le=100_000_000)
     checkpoint_every: int = Field(default=10, ge=1, le=1_000_000)
-    budget: Decimal = Field(gt=0, le=1_000_000_000)
+    budget: Credits
     threads: int = Field(default=1, ge=1, le=256)
     audit_segments: int = Field(default=0, ge=0, le=MAX_AUDIT_SEGMENTS)  # at least; the platform decides how many more
     top_q: int = Field(default=1, ge=0, le=100)
-    min_speed: float = Field(default=0.0, ge=0, le=1e9, allow_inf_nan=False)  # GFLOP/s that its worker has shown
     start_from: Annotated[
         tuple[Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH_LENGTH)], ...],
         BeforeValidator(one_or_many),
@@ -83,12 +111,6 @@ class JobSpec(Message):
     limits: Wish | None = None  # memory, disk and processes of a run
     takeover: bool = True  # where a host is lost, another one goes on with the run instead of beginning anew
     require_proven_start: bool = False  # refuse initial weights that neither the seed nor a certified model explains
-
-    @field_validator("budget")
-    @classmethod
-    def _whole_micro_credits(cls, value: Decimal) -> Decimal:
-        micro_credits(value)
-        return value
 
     @field_validator("script")
     @classmethod

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import math
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -15,6 +17,7 @@ from rest_framework.request import Request
 from labapex_server.lib.errors import Refused
 
 R = TypeVar("R", bound=Model)
+S = TypeVar("S")
 
 LARGEST = 100
 PARAMETERS = [
@@ -40,8 +43,27 @@ def page(rows: QuerySet[R], request: Request) -> tuple[list[R], str | None]:
     if len(found) <= size:
         return found, None
     last: Any = found[size - 1]
-    text = f"{last.created_at.isoformat()}_{last.pk}"
-    return found[:size], base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    return found[:size], _encode(f"{last.created_at.isoformat()}_{last.pk}")
+
+
+def page_of(rows: Sequence[S], place: Callable[[S], tuple[float, str]], request: Request) -> tuple[list[S], str | None]:
+    """The same of rows that are in memory, in the order of their places. Raises `Refused`."""
+    cursor, size = request.query_params.get("cursor", ""), _size(request.query_params.get("limit"))
+    after = _parse_place(cursor) if cursor else (-math.inf, "")
+    found = [row for row in rows if place(row) > after][: size + 1]
+    if len(found) <= size:
+        return found, None
+    key, name = place(found[size - 1])
+    return found[:size], _encode(f"{key!r}_{name}")
+
+
+def _encode(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _decode(cursor: str) -> str:
+    """Raises `ValueError`."""
+    return base64.b64decode(cursor[:200] + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
 
 
 def _size(text: str | None) -> int:
@@ -54,13 +76,22 @@ def _size(text: str | None) -> int:
 
 def _parse(cursor: str, model: type[Model]) -> tuple[datetime, Any]:
     try:
-        text = base64.b64decode(cursor[:200] + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-        at, _, key = text.partition("_")
+        at, _, key = _decode(cursor).partition("_")
         moment = datetime.fromisoformat(at)
         if moment.tzinfo is None:
             raise ValueError("no time zone")
         return moment, model._meta.pk.to_python(key)
     except (ValueError, OverflowError, ValidationError):
-        raise Refused(
-            "this is not a cursor; leave it out to begin with the newest", errors={"cursor": "not one of ours"}
-        ) from None
+        raise _no_cursor() from None
+
+
+def _parse_place(cursor: str) -> tuple[float, str]:
+    try:
+        key, _, name = _decode(cursor).partition("_")
+        return float(key), name
+    except ValueError:
+        raise _no_cursor() from None
+
+
+def _no_cursor() -> Refused:
+    return Refused("this is not a cursor; leave it out to begin anew", errors={"cursor": "not one of ours"})

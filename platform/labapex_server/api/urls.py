@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from django.urls import include, path, re_path
 
-from labapex_server.api import description, problems, tokens, transparency, views
+from labapex_server.api import description, offers, problems, statements, tokens, transparency, views
 
 _v1 = [
     path("me/", views.MeView.as_view()),
+    path("statement/", statements.AccountStatement.as_view()),
+    path("statement.csv", statements.StatementFile.as_view()),
     path("login/", tokens.Logins.as_view()),
     path("login/device/", tokens.Devices.as_view()),
     path("login/device/token/", tokens.DevicePolls.as_view()),
@@ -24,6 +26,7 @@ _v1 = [
     path("jobs/<uuid:job>/weights/", views.JobWeights.as_view()),
     path("jobs/<uuid:job>/proof/", views.JobProof.as_view()),
     path("jobs/<uuid:job>/certificate/", transparency.JobCertificate.as_view()),
+    path("offers/", offers.Offers.as_view()),
     path("keys/", transparency.Keys.as_view()),
     path("keys/verdict/", views.VerdictKeyView.as_view()),
     path("transparency/head", transparency.LogHead.as_view()),

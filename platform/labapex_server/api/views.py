@@ -51,11 +51,13 @@ class MeView(APIView):
     def get(self, request: Request) -> HttpResponse:
         user, token = user_of(request), request.auth
         assert isinstance(token, Token)
-        available = held = None
+        available = held = spent = None
         if Scope.BILLING_READ in token.granted:
-            balance = ledger.balance(ledger.account_of(user))
+            account = ledger.account_of(user)
+            balance, spent = ledger.balance(account), ledger.spent(account)
             available, held = balance.available, balance.held
-        return answer(Me(username=user.get_username(), available=available, held=held, token=tokens.view(token)))
+        name = user.get_username()
+        return answer(Me(username=name, available=available, held=held, spent=spent, token=tokens.view(token)))
 
 
 class BlobView(APIView):

@@ -39,6 +39,7 @@ __all__ = [
     "package",
     "release_claim",
     "renew_claim",
+    "say",
     "stop",
     "submit",
     "touch",
@@ -157,6 +158,12 @@ def stop(job: Job) -> Job:
 def touch(job_id: UUID) -> None:
     """Something visible of a job changed that is not its state."""
     Job.objects.filter(pk=job_id).update(version=F("version") + 1)
+
+
+def say(job: Job, reason: str) -> bool:
+    """Say more of why a job is in its state. False: it is in another one by now."""
+    still = Job.objects.filter(pk=job.pk, state=job.state, state_changed_at=job.state_changed_at)
+    return bool(still.update(reason=reason, version=F("version") + 1))
 
 
 # -- claims: who works on a job's present state ------------------------------------------------------------------------

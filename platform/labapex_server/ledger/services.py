@@ -48,6 +48,12 @@ def balance(account: Account) -> Balance:
     return Balance(available=received - spent - held, held=held)
 
 
+def spent(account: Account) -> int:
+    """Micro-credits that verified work has cost so far: what was held and settled, less what came back of it."""
+    settled = _sum(account.debits.filter(status=POSTED, credit__kind=ESCROW))
+    return settled - _sum(account.credits.filter(status=POSTED, hold__debit=account, memo=REST))
+
+
 @transaction.atomic
 def top_up(account: Account, *, amount: int, memo: str) -> Transfer:
     """Issue credit to an account."""

@@ -6,7 +6,10 @@ import hmac
 import secrets
 import time
 import uuid
+from collections.abc import Mapping
 from datetime import timedelta
+from itertools import islice
+from typing import Any
 from uuid import UUID
 
 from django.conf import settings
@@ -15,18 +18,20 @@ from django.db import transaction
 from labapex.protocol.contract import Environment, Handover
 from labapex.protocol.limits import Limits
 from labapex.protocol.manifest import SuppliedTorch
+from labapex.protocol.spec import Constraints
 from labapex.protocol.states import JobState, LeaseState
 from labapex.sealing import sign
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs import supply
 from labapex_server.jobs.models import Job
-from labapex_server.lib import builds, clock, tokens, tolerances, trust
+from labapex_server.lib import clock, tokens, tolerances, trust
 from labapex_server.marketplace import executables
 from labapex_server.marketplace.classes import another_class, own_class
 from labapex_server.marketplace.handover import predecessor
 from labapex_server.marketplace.living import alive
+from labapex_server.marketplace.matching import Host, barred, environment_of, meets
 from labapex_server.marketplace.models import LIVE, Lease
-from labapex_server.marketplace.pricing import Work, estimate, price_per_epoch
+from labapex_server.marketplace.pricing import estimate, price_per_epoch, work_of
 from labapex_server.workers.models import Worker
 
 _CANDIDATES = 20
@@ -37,36 +42,37 @@ def lease(worker: Worker) -> tuple[Lease, str] | None:
     """Promise the job that waits longest to this worker: the lease and its bearer token, which is shown this once.
 
     None where nothing waits, or where the worker holds a lease that it has not finished. Jobs on which a worker of its class
-    could not be judged are passed over, once an executable has told its class, and so are jobs whose budget does not cover
-    the worker's price, and jobs that ask for more speed than it has shown or more room than it says it has; those whose run
+    could not be judged are passed over, once an executable has told its class, and so are jobs whose constraints it does not
+    meet, jobs whose budget does not cover its price, and jobs that ask for more room than it says it has; those whose run
     another class began, for `handover_wait_seconds`; those that it declined, for a minute; and for good those in which
     something false was found of this worker. A worker whose torch is a stranger's gets none, until it connects anew; one
     without torch gets none where the platform supplies none.
     """
     if worker.banned or alive(worker).exclude(state=LeaseState.FINISHED.value).exists():
         return None
-    told = (
-        Worker.objects.only("environment", "torch_build", "speed", "lacks_torch", "room").filter(pk=worker.pk).first()
-    )
-    torch = supply.torch() if told and told.lacks_torch else None
-    if told and told.lacks_torch and torch is None:
-        return None
-    environment = Environment.model_validate(told.environment) if told and told.environment else None
-    build, supplied = told.torch_build or None if told else None, torch.build if torch else None
-    if environment is not None and builds.stranger(environment.torch, build, supplied) is not None:
+    told = Worker.objects.get(pk=worker.pk)
+    torch = supply.torch() if told.lacks_torch else None
+    if barred(told, torch):
         return None
     false = Lease.objects.filter(worker=worker, state=LeaseState.REJECTED.value).values("job_id")
     declined = Lease.objects.filter(
         worker=worker, state=LeaseState.DECLINED.value, ended_at__gt=clock.after(-_DECLINED_SECONDS)
     ).values("job_id")
     waiting = Job.objects.filter(state=JobState.QUEUED.value).exclude(pk__in=false).exclude(pk__in=declined)
-    waiting = waiting.exclude(spec__min_speed__gt=(told and told.speed) or 0.0)
-    room = Limits.model_validate(told.room) if told and told.room else None
-    for job in waiting.order_by("created_at")[:_CANDIDATES]:
-        granted = _grant(job, worker, environment, torch, room)
+    host, environment = Host.of(told), environment_of(told)
+    room = Limits.model_validate(told.room) if told.room else None
+    constraints = waiting.order_by("created_at").values("pk", *(f"spec__{name}" for name in Constraints.model_fields))
+    fitting = (row["pk"] for row in constraints if meets(host, _constraints(row)))
+    for job in [Job.objects.get(pk=pk) for pk in islice(fitting, _CANDIDATES)]:
+        granted = _grant(job, told, environment, torch, room)
         if granted is not None:
             return granted
     return None
+
+
+def _constraints(row: Mapping[str, Any]) -> Constraints:
+    found = {name: row[f"spec__{name}"] for name in Constraints.model_fields}
+    return Constraints.model_validate({name: value for name, value in found.items() if value is not None})
 
 
 def _grant(
@@ -87,12 +93,7 @@ def _grant(
             return None
     expires = int(time.time() + config.lease_limit_seconds)
     manifest = executables.manifest(job, terms=terms, worker=worker.pk, torch=torch, expires_at=expires, before=before)
-    work: Work = {
-        "price_per_hour": worker.price_per_hour,
-        "iteration_seconds": job.iteration_seconds or 0.0,
-        "iterations_per_epoch": terms.facts.iterations_per_epoch,
-        "epochs": terms.epochs,
-    }
+    work = work_of(job, worker.price_per_hour)
     if estimate(**work) > job.budget:
         return None
     price = price_per_epoch(**work, budget=job.budget)

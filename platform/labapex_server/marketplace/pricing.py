@@ -5,6 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TypedDict
 
+from labapex_server.jobs.models import Job
+
 _HOUR = 3600
 
 
@@ -15,6 +17,17 @@ class Work(TypedDict):
     iteration_seconds: float
     iterations_per_epoch: int
     epochs: int
+
+
+def work_of(job: Job, price_per_hour: int) -> Work:
+    """A job that passed its preflight, at a worker's price in micro-credits."""
+    assert job.facts is not None
+    return {
+        "price_per_hour": price_per_hour,
+        "iteration_seconds": job.iteration_seconds or 0.0,
+        "iterations_per_epoch": job.facts["iterations_per_epoch"],
+        "epochs": job.job_spec.epochs,
+    }
 
 
 def price_per_epoch(

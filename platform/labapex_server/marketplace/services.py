@@ -8,6 +8,7 @@ from labapex_server.marketplace.granting import authenticate, lease
 from labapex_server.marketplace.handover import begin_anew, hand_over, lost_lease
 from labapex_server.marketplace.key_release import release_keys, run_key
 from labapex_server.marketplace.living import alive, forgive_silence, heartbeat, reconcile
+from labapex_server.marketplace.offers import explain_waiting
 from labapex_server.marketplace.settlement import Share, settle, shares
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "decline",
     "executable_parts",
     "expire_silent",
+    "explain_waiting",
     "fail",
     "finish",
     "forgive_silence",

@@ -28,6 +28,7 @@ class Swept:
     released: int
     late: int
     forgotten: int
+    explained: int
 
 
 def sweep(now: datetime | None = None) -> Swept:
@@ -40,7 +41,8 @@ def sweep(now: datetime | None = None) -> Swept:
     for lease in late:
         verification.reject_late(lease)
     forgotten = verification.forget_states(now)
-    done = Swept(rung=_ring(now), silent=silent, released=released, late=len(late), forgotten=forgotten)
+    explained = marketplace.explain_waiting()
+    done = Swept(_ring(now), silent, released, len(late), forgotten, explained)
     if silent or released or late or forgotten:
         log.info("swept: %s", done)
     return done

@@ -18,8 +18,8 @@ from django.core.files.uploadedfile import UploadedFile
 from pydantic import ValidationError
 
 from labapex.errors import UsageError
-from labapex.protocol.api import MAX_TOKEN_DAYS, MEANING, TOKEN_DAYS, JobRequest, Scope
-from labapex.protocol.spec import MAX_FILES, Bundle, JobSpec, Part, parse_spec
+from labapex.protocol.api import MAX_TOKEN_DAYS, MEANING, TOKEN_DAYS, JobRequest, OfferOrder, Scope
+from labapex.protocol.spec import MAX_FILES, Bundle, Constraints, JobSpec, Part, parse_spec
 from labapex_server.accounts.models import User
 from labapex_server.jobs import blobs
 
@@ -96,6 +96,39 @@ class PublicNameForm(Accessible):
         if not name.isprintable():  # nothing that turns the text around it or hides in it
             raise forms.ValidationError("Use printable characters only.")
         return name
+
+
+class OffersForm(Accessible):
+    """Which offers to list, and in which order."""
+
+    device = forms.CharField(
+        label="Device", max_length=180, required=False, help_text="A part of its name: H100, cuda."
+    )
+    min_memory = forms.CharField(label="Memory, GB at least", max_length=20, required=False)
+    max_price = forms.CharField(label="Credits an hour at most", max_length=20, required=False)
+    min_speed = forms.CharField(label="GFLOP/s at least", max_length=20, required=False)
+    sort = forms.TypedChoiceField(
+        label="First",
+        choices=[
+            (OfferOrder.PRICE, "the cheapest"),
+            (OfferOrder.VALUE, "most speed for a credit"),
+            (OfferOrder.SPEED, "the fastest"),
+            (OfferOrder.REPUTATION, "the best reputation"),
+        ],
+        coerce=OfferOrder,
+        required=False,
+        empty_value=OfferOrder.PRICE,
+    )
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean() or {}
+        asked = {name: given[name] for name in Constraints.model_fields if given.get(name)}
+        try:
+            given["wanted"] = Constraints.model_validate(asked)
+        except ValidationError as error:
+            for complaint in error.errors(include_input=False):
+                self.add_error(str(complaint["loc"][0]), _sentence(complaint["msg"]))
+        return given
 
 
 class ManyFilesInput(forms.ClearableFileInput):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.contrib.auth import views as auth
 from django.urls import path, re_path
 
-from labapex_server.web.views import account, billing, jobs, transparency, workers
+from labapex_server.web.views import account, billing, jobs, offers, transparency, workers
 
 app_name = "web"
 urlpatterns = [
@@ -28,7 +28,9 @@ urlpatterns = [
     path("transparency/", transparency.overview, name="transparency"),
     path("transparency/name/", transparency.name, name="public-name"),
     re_path(r"^transparency/claims/(?P<model>[0-9a-f]{64})/$", transparency.claims, name="claims"),
+    path("offers/", offers.listing, name="offers"),
     path("workers/", workers.listing, name="workers"),
     path("workers/code/", workers.code, name="new-code"),
     path("billing/", billing.overview, name="billing"),
+    path("billing/statement.csv", billing.statement, name="statement"),
 ]

@@ -35,6 +35,7 @@ JOB = UUID("4635f120-5b1c-4d0e-9a36-0d5f1d1a7c11")
 SCRIPT = 'import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument("--epochs", type=int, default=3)\n'
 SESSION = (
     "labapex whoami",
+    "labapex offers",
     "labapex init -y",
     "labapex run -y",
     "labapex ps",

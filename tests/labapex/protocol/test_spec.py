@@ -70,6 +70,27 @@ def test_a_budget_that_is_no_amount_of_credits_is_refused(budget: Any) -> None:
         parse_spec({**LEAST, "budget": budget})
 
 
+@pytest.mark.parametrize("memory", [24, 24.0, "24", "24GB", "24 gb", " 24G "])
+def test_memory_is_in_gigabytes_however_they_are_written(memory: Any) -> None:
+    assert parse_spec({**LEAST, "min_memory": memory}).min_memory == 24.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("min_memory", "24 MB"),
+        ("min_memory", -1),
+        ("max_price", 0),
+        ("max_price", "0.0000001"),
+        ("device", " "),
+        ("min_speed", "nan"),
+    ],
+)
+def test_a_constraint_that_is_none_is_refused_by_its_name(field: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=field):
+        parse_spec({**LEAST, field: value})
+
+
 def test_micro_credits_say_what_they_want() -> None:
     assert micro_credits("2.5") == 2_500_000
     with pytest.raises(ValueError, match=r"for example 2\.5"):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import uuid
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from labapex.errors import NotEnoughCredit
 from labapex_server.accounts.models import User
 from labapex_server.ledger import services as ledger
+from labapex_server.ledger import statements
 from labapex_server.ledger.models import HELD, Transfer
+from labapex_server.lib.errors import Refused
 
 pytestmark = pytest.mark.django_db
 
@@ -76,6 +80,38 @@ def test_payments_over_the_hold_are_an_error_and_change_nothing(researcher: User
     assert Transfer.objects.get(pk=held.pk).status == HELD
 
 
+def test_a_statement_has_every_row_of_its_month_and_counts_what_was_posted(researcher: User, host: User) -> None:
+    account = ledger.account_of(researcher)
+    paid, voided, open_ = (ledger.hold(account, amount=10, job=uuid.uuid4(), memo="=job()") for _ in range(3))
+    ledger.settle(paid, payments=[(ledger.account_of(host), 7, "3 epochs")])
+    ledger.void(voided)
+    before = datetime(2026, 1, 31, 23, 59, 59, tzinfo=UTC)
+    Transfer.objects.filter(credit=account, hold=None).update(created_at=before)
+    month, january = statements.month(None), statements.month("2026-01")
+    listed = [statements.entry(account, row) for row in statements.rows(account, month).order_by("created_at")]
+    assert sorted((each.status, each.amount) for each in listed) == [
+        ("held", -10), ("posted", -10), ("posted", 3), ("voided", -10),
+    ]  # fmt: skip
+    assert statements.balance_before(account, january.begin) == 0
+    assert statements.balance_before(account, january.end) == statements.balance_before(account, month.begin) == 10**8
+    assert statements.balance_before(account, month.end) == 10**8 - 7
+    assert (ledger.spent(account), ledger.spent(ledger.account_of(host))) == (7, 0)
+    assert statements.months(account) == [str(month), "2026-01"]
+    rows = list(csv.DictReader("".join(statements.as_csv(account, month)).splitlines()))
+    assert [row["credits"] for row in rows if row["entry"] == str(open_.pk)] == ["-0.00001"]
+    assert {row["what"] for row in rows} == {"'=job()", ledger.REST}  # a spreadsheet computes nothing
+    (told,) = csv.DictReader(statements.as_csv(account, january))
+    assert (told["at"], told["credits"], told["status"]) == ("2026-01-31T23:59:59Z", "100", "posted")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2026", "2026-13", "2026-00", "26-01", "2026-1", "0000-01", "9999-12", "2026-01-01", "x"]
+)
+def test_what_is_no_month_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(Refused, match="2026-11"):
+        statements.month(text)
+
+
 @pytest.mark.parametrize(("amount", "text"), [(0, "0"), (2_500_000, "2.5"), (1, "0.000001"), (-3_000_000, "-3")])
 def test_credits_are_written_as_people_write_them(amount: int, text: str) -> None:
     assert ledger.credits_text(amount) == text
@@ -93,6 +129,7 @@ class Book(RuleBasedStateMachine):
         users = {name: User.objects.create(username=f"{name}-{uuid.uuid4()}") for name in names}
         self.accounts = {name: ledger.account_of(user) for name, user in users.items()}
         self.available = dict.fromkeys(names, 0)
+        self.spent = dict.fromkeys(names, 0)
         self.open: dict[uuid.UUID, tuple[str, int]] = {}
         self.issued = 0
         self.issued_before = -ledger.balance(ledger.issuer()).available
@@ -125,6 +162,7 @@ class Book(RuleBasedStateMachine):
             who, amount = self.open.pop(held.pk)
             self.available[who] += amount - paid
             self.available["host"] += paid
+            self.spent[who] += paid
 
     @rule(held=holds)
     def void(self, held: Any) -> None:
@@ -145,6 +183,20 @@ class Book(RuleBasedStateMachine):
         if hasattr(self, "accounts"):
             assert ledger.balance(ledger.escrow()).available == 0
             assert -ledger.balance(ledger.issuer()).available - self.issued_before == self.issued
+
+    def teardown(self) -> None:
+        """At the end of every story its statements are the book, and what was spent is the model's."""
+        month = statements.month(None)
+        for who, account in getattr(self, "accounts", {}).items():
+            entries = [statements.entry(account, row) for row in statements.rows(account, month)]
+            moved = sum(each.amount for each in entries if each.status == "posted")
+            promised = -sum(each.amount for each in entries if each.status == "held")
+            closing = statements.balance_before(account, month.end)
+            balance = ledger.balance(account)
+            assert (
+                statements.balance_before(account, month.begin) + moved == closing == balance.available + balance.held
+            )
+            assert (promised, ledger.spent(account)) == (balance.held, self.spent[who])
 
 
 class TestBook(TestCase, Book.TestCase):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from labapex_server.accounts.services import TokenRefused
 from labapex_server.jobs import services as jobs
 from labapex_server.workers import services as workers
 
-PAGES = ("/jobs/", "/jobs/new/", "/workers/", "/billing/", "/tokens/", "/device/")
+PAGES = ("/jobs/", "/jobs/new/", "/offers/", "/workers/", "/billing/", "/tokens/", "/device/")
 
 
 @pytest.fixture
@@ -60,6 +60,7 @@ def test_no_page_runs_anything_inline_or_foreign(browser: Client, path: str) -> 
 
 def test_empty_pages_say_what_to_do(browser: Client) -> None:
     assert "labapex run labapex.yaml" in browser.get("/jobs/").content.decode()
+    assert "Offer a machine of yours" in browser.get("/offers/").content.decode()
     assert "Enrol a machine" in browser.get("/workers/").content.decode()
     assert "operator" not in browser.get("/billing/").content.decode()  # this one has credit
 
@@ -169,6 +170,33 @@ def test_the_list_costs_the_same_number_of_queries_for_one_job_and_for_twenty(
         Story(owner=researcher, host=host, began=story.began + number).submitted()
     with django_assert_max_num_queries(12):  # type: ignore[operator]
         browser.get("/jobs/", HTTP_HX_REQUEST="true")
+
+
+def test_offers_are_listed_filtered_and_a_wrong_filter_is_told_beside_its_field(browser: Client, story: Story) -> None:
+    story.submitted().queued().running(worker="basement-h200")
+    page = browser.get("/offers/?device=h200&sort=value").content.decode()
+    assert "basement-h200" in page
+    assert "141 GiB" in page
+    assert "busy" in page
+    assert "GPU-1f6e2c34" not in page
+    assert 'hx-get="/offers/?device=h200&amp;sort=value"' in page
+    fragment = browser.get("/offers/?device=h200", headers={"HX-Request": "true"}).content.decode()
+    assert "basement-h200" in fragment
+    assert "<html" not in fragment
+    none = browser.get("/offers/?min_memory=200").content.decode()
+    assert "no host with 200 GB; 1 host has less" in none
+    wrong = browser.get("/offers/?max_price=cheap")
+    assert wrong.status_code == 422
+    assert "id_max_price_errors" in wrong.content.decode()
+
+
+def test_the_billing_page_gives_a_month_as_a_file(browser: Client) -> None:
+    page = browser.get("/billing/").content.decode()
+    (month,) = re.findall(r"<option>(\d{4}-\d{2})</option>", page)
+    reply = browser.get(f"/billing/statement.csv?month={month}")
+    assert reply["Content-Disposition"] == f'attachment; filename="labapex-{month}.csv"'
+    assert reply.content.decode().splitlines()[1].endswith(",posted,100,,test")
+    assert browser.get("/billing/statement.csv?month=x").status_code == 400
 
 
 def test_hostile_text_stays_text(browser: Client, researcher: User, host: User) -> None:

@@ -9,6 +9,7 @@ from django import template
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from labapex.protocol.api import Offer
 from labapex.protocol.spec import CREDIT
 from labapex_server.web import words
 from labapex_server.workers.models import Worker
@@ -59,6 +60,12 @@ def speed_words(worker: Worker) -> str:
         return f"not measured: {trial.problem}" if trial is not None and trial.problem else "not measured yet"
     price = credits(round(worker.price_per_hour / worker.speed * 1000))
     return f"{worker.speed:,.0f} GFLOP/s, shown {worker.speed_at:%d %b %Y}; {price} credits an hour for each 1,000"
+
+
+@register.filter
+def value_figure(offer: Offer) -> str:
+    """The speed of an offer for each credit an hour."""
+    return "–" if offer.speed is None else f"{offer.speed * CREDIT / offer.price_per_hour:,.0f}"
 
 
 @register.filter

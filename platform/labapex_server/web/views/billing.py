@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from django.core.paginator import Paginator
-from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
@@ -11,7 +10,8 @@ from django.views.decorators.http import require_GET
 from labapex.protocol.states import END_STATES
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
-from labapex_server.ledger.models import Transfer
+from labapex_server.ledger import statements
+from labapex_server.lib.errors import Refused
 from labapex_server.web.views.common import PAGE, signed_in, user_of
 
 
@@ -19,11 +19,7 @@ from labapex_server.web.views.common import PAGE, signed_in, user_of
 @require_GET
 def overview(request: HttpRequest) -> HttpResponse:
     account = ledger.account_of(user_of(request))
-    transfers = (
-        Transfer.objects.filter(Q(debit=account) | Q(credit=account))
-        .select_related("debit__user", "credit__user")
-        .order_by("-created_at", "id")
-    )
+    transfers = statements.of(account).select_related("debit__user", "credit__user").order_by("-created_at", "id")
     page = Paginator(transfers, PAGE).get_page(request.GET.get("page"))
     mine = set(
         Job.objects.filter(owner=user_of(request), pk__in=[t.job for t in page if t.job]).values_list("pk", flat=True)
@@ -35,5 +31,26 @@ def overview(request: HttpRequest) -> HttpResponse:
         .order_by("-created_at")[:PAGE]
     )
     receipts = [{"job": job, "outcome": ledger.outcome(job.hold)} for job in ended]
-    context = {"balance": ledger.balance(account), "page": page, "rows": rows, "receipts": receipts}
+    context = {
+        "balance": ledger.balance(account),
+        "spent": ledger.spent(account),
+        "page": page,
+        "rows": rows,
+        "receipts": receipts,
+        "months": statements.months(account),
+    }
     return render(request, "web/billing.html", context)
+
+
+@signed_in
+@require_GET
+def statement(request: HttpRequest) -> HttpResponse:
+    """The rows of one month as a file for a spreadsheet."""
+    try:
+        month = statements.month(request.GET.get("month"))
+    except Refused as error:
+        return HttpResponse(f"{error}\n", status=400, content_type="text/plain; charset=utf-8")
+    lines = statements.as_csv(ledger.account_of(user_of(request)), month)
+    response = HttpResponse("".join(lines), content_type="text/csv; charset=utf-8")
+    response["Content-Disposition"] = f'attachment; filename="labapex-{month}.csv"'
+    return response

@@ -1,0 +1,101 @@
+"""Which hosts a job may go to, and in words what no host has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from labapex.protocol.contract import Environment
+from labapex.protocol.devices import Device
+from labapex.protocol.manifest import SuppliedTorch
+from labapex.protocol.spec import Constraints, micro_credits
+from labapex_server.ledger.services import credits_text
+from labapex_server.lib import builds
+from labapex_server.workers.models import Worker
+from labapex_server.workers.speed import first_device
+
+GIGABYTE = 10**9
+
+
+@dataclass(frozen=True)
+class Host:
+    """What of a worker a job's constraints look at."""
+
+    device: Device | None  # on which its jobs run
+    price_per_hour: int  # micro-credits
+    speed: float | None  # GFLOP/s, as shown
+
+    @classmethod
+    def of(cls, worker: Worker) -> Host:
+        return cls(first_device(worker), worker.price_per_hour, worker.speed)
+
+
+@dataclass(frozen=True)
+class _Demand:
+    met: Callable[[Host], bool]
+    unmet: Callable[[Sequence[Host]], str]  # where none of these hosts meets it
+
+
+def _demands(wanted: Constraints) -> Iterator[_Demand]:
+    if (name := wanted.device) is not None:
+        yield _Demand(
+            lambda host: host.device is not None and name.casefold() in str(host.device).casefold(),
+            lambda hosts: f"no host with a device named '{name}'; {_hosts(hosts)} others",
+        )
+    if least := wanted.min_memory * GIGABYTE:
+        yield _Demand(
+            lambda host: host.device is not None and (host.device.memory or 0) >= least,
+            lambda hosts: f"no host with {wanted.min_memory:g} GB; {_hosts(hosts)} less",
+        )
+    if wanted.max_price is not None:
+        most = int(micro_credits(wanted.max_price))
+        yield _Demand(
+            lambda host: host.price_per_hour <= most,
+            lambda hosts: (
+                f"no host for {credits_text(most)} credits an hour;"
+                f" the cheapest asks {credits_text(min(host.price_per_hour for host in hosts))}"
+            ),
+        )
+    if wanted.min_speed:
+        yield _Demand(
+            lambda host: (host.speed or 0.0) >= wanted.min_speed,
+            lambda hosts: (
+                f"no host that has shown {wanted.min_speed:,.0f} GFLOP/s;"
+                f" the fastest has shown {max(host.speed or 0.0 for host in hosts):,.0f}"
+            ),
+        )
+
+
+def _hosts(hosts: Sequence[Host]) -> str:
+    return "1 host has" if len(hosts) == 1 else f"{len(hosts)} hosts have"
+
+
+def meets(host: Host, wanted: Constraints) -> bool:
+    return all(demand.met(host) for demand in _demands(wanted))
+
+
+def lacking(hosts: Sequence[Host], wanted: Constraints) -> str | None:
+    """The first demand that none of the hosts meets that meet those before it; None where a host meets them all."""
+    if not hosts:
+        return "no host is connected"
+    for demand in _demands(wanted):
+        left = [host for host in hosts if demand.met(host)]
+        if not left:
+            return demand.unmet(hosts)
+        hosts = left
+    return None
+
+
+def environment_of(worker: Worker) -> Environment | None:
+    """The class of a worker, once an executable has told it."""
+    return Environment.model_validate(worker.environment) if worker.environment else None
+
+
+def barred(worker: Worker, torch: SuppliedTorch | None) -> bool:
+    """Whether no job may go to a worker: it has no torch and none (`torch`) is supplied, or a build that is a stranger's."""
+    if worker.lacks_torch and torch is None:
+        return True
+    environment, supplied = environment_of(worker), torch.build if torch else None
+    return (
+        environment is not None and builds.stranger(environment.torch, worker.torch_build or None, supplied) is not None
+    )
