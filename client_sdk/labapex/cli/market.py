@@ -15,7 +15,7 @@ from labapex.client import Client
 from labapex.errors import MissingScope, UsageError
 from labapex.protocol.api import Offer, OfferOrder, Scope
 from labapex.protocol.canonical import explain
-from labapex.protocol.spec import Constraints, JobSpec
+from labapex.protocol.spec import CREDIT, Constraints, JobSpec
 
 
 def offers(
@@ -71,7 +71,7 @@ def _cells(offer: Offer) -> tuple[str, ...]:
         "?" if offer.memory is None else size(offer.memory),
         credits(offer.price_per_hour),
         "not shown" if speed is None else f"{speed:,.0f}",
-        "" if speed is None else f"{speed * 1e6 / offer.price_per_hour:,.0f}",
+        "" if speed is None else f"{speed * CREDIT / offer.price_per_hour:,.0f}",
         f"{offer.reputation}, {offer.verified} verified",
         "free" if offer.free else "busy",
     )

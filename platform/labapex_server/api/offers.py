@@ -17,7 +17,7 @@ from labapex_server.api.exchange import answer
 from labapex_server.lib.errors import Refused
 from labapex_server.marketplace import offers
 
-_WISHES = [
+_CONSTRAINTS = [
     OpenApiParameter("device", {"type": "string", "minLength": 1, "maxLength": 180}, description="A part of its name."),
     OpenApiParameter("min_memory", {"type": "number", "minimum": 0}, description="Of the device, in GB (10^9 bytes)."),
     OpenApiParameter("max_price", {"type": "number"}, description="Credits an hour."),
@@ -35,7 +35,7 @@ class Offers(APIView):
         operation_id="list_offers",
         tags=["offers"],
         summary="What connected hosts offer, the best first",
-        parameters=[*_WISHES, *pages.PARAMETERS],
+        parameters=[*_CONSTRAINTS, *pages.PARAMETERS],
         responses=OfferPage,
     )
     def get(self, request: Request) -> HttpResponse:
@@ -52,7 +52,8 @@ class Offers(APIView):
             raise Refused(f"'sort' must be {words}", errors={"sort": words}) from None
         found = offers.find(wanted, order)
         shown, following = pages.page_of(found.offers, lambda offer: offers.place(offer, order), request)
-        free = sum(offer.free for offer in found.offers)
         return answer(
-            OfferPage(results=tuple(shown), next=following, total=len(found.offers), free=free, lacking=found.lacking)
+            OfferPage(
+                results=tuple(shown), next=following, total=len(found.offers), free=found.free, lacking=found.lacking
+            )
         )

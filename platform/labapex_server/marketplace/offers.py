@@ -1,10 +1,10 @@
-"""Offers: what connected hosts have, at which price, and their reputation; and why a job waits for none of them.
+"""Offers: what connected hosts have, at which price, and with which reputation.
 
 What a client sees of a host is in `labapex.protocol.api.Offer`: nothing of its owner, its key or its address."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -14,20 +14,15 @@ from labapex.protocol.api import Offer, OfferOrder
 from labapex.protocol.devices import Device
 from labapex.protocol.limits import Limits
 from labapex.protocol.spec import Constraints
-from labapex.protocol.states import JobState, LeaseState
-from labapex_server.jobs import services as jobs
+from labapex.protocol.states import LeaseState
 from labapex_server.jobs import supply
-from labapex_server.jobs.models import Job, Transition
-from labapex_server.ledger.services import credits_text
 from labapex_server.lib import clock
 from labapex_server.marketplace.matching import Host, barred, lacking, meets
 from labapex_server.marketplace.models import Lease
-from labapex_server.marketplace.pricing import estimate, work_of
 from labapex_server.workers import reputation
 from labapex_server.workers.models import Worker
 from labapex_server.workers.reputation import Reputation
 
-_AT_ONCE = 200
 _GROWING: dict[OfferOrder, Callable[[Offer], float]] = {
     OfferOrder.PRICE: lambda offer: float(offer.price_per_hour),
     OfferOrder.VALUE: lambda offer: offer.price_per_hour / offer.speed if offer.speed else float("inf"),
@@ -48,18 +43,23 @@ class Found:
     offers: list[Offer]
     lacking: str | None
 
+    @property
+    def free(self) -> int:
+        """How many of them could take a job now."""
+        return sum(offer.free for offer in self.offers)
+
 
 def find(wanted: Constraints, order: OfferOrder) -> Found:
-    workers = _connected()
+    workers = connected()
     fitting = [worker for worker in workers if meets(Host.of(worker), wanted)]
-    busy, reputations = _busy(fitting), reputation.of_each(fitting)
-    offers = [_offer(worker, reputations[worker.pk], free=worker.pk not in busy) for worker in fitting]
+    taken, reputations = busy(fitting), reputation.of_each(fitting)
+    offers = [_offer(worker, reputations[worker.pk], free=worker.pk not in taken) for worker in fitting]
     return Found(
         sorted(offers, key=lambda offer: place(offer, order)), lacking([Host.of(worker) for worker in workers], wanted)
     )
 
 
-def _connected() -> list[Worker]:
+def connected() -> list[Worker]:
     """The workers that are there, and to which jobs may go."""
     since = clock.after(-settings.LABAPEX.lease_seconds)
     there = list(Worker.objects.filter(banned=False, owner__is_active=True, last_seen_at__gte=since))
@@ -71,7 +71,7 @@ def _connected() -> list[Worker]:
     ]
 
 
-def _busy(workers: Collection[Worker]) -> set[UUID]:
+def busy(workers: Collection[Worker]) -> set[UUID]:
     """Those that take no job now: at work, or paused."""
     at_work = Lease.objects.filter(worker__in=workers, state__in=(LeaseState.GRANTED.value, LeaseState.RUNNING.value))
     return set(at_work.values_list("worker_id", flat=True)) | {worker.pk for worker in workers if worker.paused}
@@ -96,35 +96,3 @@ def _offer(worker: Worker, known: Reputation, *, free: bool) -> Offer:
         reliability=known.reliability,
         free=free,
     )
-
-
-def explain_waiting() -> int:
-    """Say of each job that waits what it waits for, where no host takes it as it is. Returns of how many the words changed."""
-    waiting = list(Job.objects.filter(state=JobState.QUEUED.value).order_by("created_at")[:_AT_ONCE])
-    if not waiting:
-        return 0
-    workers = _connected()
-    busy = _busy(workers)
-    queued = Transition.objects.filter(job__in=waiting, after=JobState.QUEUED.value).order_by("pk")
-    said: dict[UUID, str] = dict(queued.values_list("job_id", "reason"))  # the last of each
-    changed = 0
-    for job in waiting:
-        why = _why(job, workers, busy)
-        reason = f"{said[job.pk]}: {why}" if why else said[job.pk]
-        changed += reason != job.reason and jobs.say(job, reason)
-    return changed
-
-
-def _why(job: Job, workers: Sequence[Worker], busy: Set[UUID]) -> str | None:
-    """Why no host takes a job; None where one might at any moment."""
-    wanted = job.job_spec
-    if (missing := lacking([Host.of(worker) for worker in workers], wanted)) is not None:
-        return missing
-    fitting = [worker for worker in workers if meets(Host.of(worker), wanted)]
-    costs = {worker.pk: estimate(**work_of(job, worker.price_per_hour)) for worker in fitting}
-    if (least := min(costs.values())) > job.budget:
-        return f"no host for its budget of {credits_text(job.budget)} credits; the cheapest that fits takes {credits_text(least)}"
-    left = [pk for pk, cost in costs.items() if cost <= job.budget]
-    if busy >= set(left):
-        return "the host that fits is busy" if len(left) == 1 else f"the {len(left)} hosts that fit are busy"
-    return None

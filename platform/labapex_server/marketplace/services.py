@@ -8,8 +8,8 @@ from labapex_server.marketplace.granting import authenticate, lease
 from labapex_server.marketplace.handover import begin_anew, hand_over, lost_lease
 from labapex_server.marketplace.key_release import release_keys, run_key
 from labapex_server.marketplace.living import alive, forgive_silence, heartbeat, reconcile
-from labapex_server.marketplace.offers import explain_waiting
 from labapex_server.marketplace.settlement import Share, settle, shares
+from labapex_server.marketplace.waiting import explain_waiting
 
 __all__ = [
     "Share",

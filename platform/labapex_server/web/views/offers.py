@@ -22,7 +22,6 @@ def listing(request: HttpRequest) -> HttpResponse:
         "form": form.accessible(),
         "found": found,
         "page": Paginator(found.offers if found else [], PAGE).get_page(request.GET.get("page")),
-        "free": sum(offer.free for offer in found.offers) if found else 0,
     }
     template = "web/_offers.html" if request.headers.get("HX-Request") else "web/offers.html"
     return render(request, template, context, status=422 if form.errors else 200)
