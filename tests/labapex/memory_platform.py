@@ -22,6 +22,7 @@ from labapex.protocol.api import (
     DeviceCode,
     DevicePoll,
     EnrolmentCode,
+    Entry,
     Events,
     JobPage,
     JobRequest,
@@ -34,6 +35,7 @@ from labapex.protocol.api import (
     Problem,
     Progress,
     Scope,
+    Statement,
     TokenTerms,
     TokenView,
 )
@@ -115,6 +117,7 @@ class MemoryPlatform:
     scopes: tuple[Scope, ...] = tuple(Scope)
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     log: MemoryLog = field(default_factory=MemoryLog)
+    entries: tuple[Entry, ...] = field(default_factory=lambda: ENTRIES)  # the newest first
     offers: tuple[Offer, ...] = field(default_factory=lambda: OFFERS)
     entered: dict[UUID, tuple[int, Envelope]] = field(default_factory=dict)  # certificates by job
 
@@ -164,6 +167,15 @@ class MemoryPlatform:
             case ["tokens", "current"]:
                 self.revoked = True
                 return httpx.Response(204)
+            case ["statement"]:
+                at = int(request.url.params["cursor"] or 0)
+                more = str(at + 1) if at + 1 < len(self.entries) else None
+                closing = sum(entry.amount for entry in self.entries if entry.status == "posted")
+                return reply(
+                    Statement(month="2026-11", opening=0, closing=closing, results=self.entries[at : at + 1], next=more)
+                )
+            case ["statement.csv"]:
+                return httpx.Response(200, content=f"at,credits\r\n{request.url.params.get('month')},\x1b[2J1\r\n")
             case ["offers"]:
                 return self._offers(request.url.params)
             case ["enrolments"]:
@@ -401,6 +413,16 @@ DEVICE = DeviceCode(
     verification_uri_complete=f"{URL}/device/?code=WDJB-MJHT",
     expires_in=600,
     interval=5,
+)
+ENTRIES = tuple(
+    Entry(id=UUID(int=number), at=1_793_500_000.0 - number, status=status, amount=amount, job=None, memo=memo)
+    for number, (status, amount, memo) in enumerate(
+        [
+            ("posted", 5 * CREDIT, "rest of the budget"),
+            ("posted", -10 * CREDIT, "digits"),
+            ("posted", 100 * CREDIT, "top-up"),
+        ]
+    )
 )
 OFFERS = (
     Offer(

@@ -1,7 +1,8 @@
-"""What there is to buy, and with what: `offers`, `balance`."""
+"""What there is to buy, and with what: `offers`, `balance`, `statement`."""
 
 from __future__ import annotations
 
+import time
 from typing import Annotated
 
 import typer
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex.cli.options import JsonOption, UrlOption, connect
-from labapex.cli.output import counted, credits, one_line, plain, print_json, say, size, stdout
+from labapex.cli.output import clean, counted, credits, one_line, plain, print_json, say, size, stdout
 from labapex.client import Client
 from labapex.errors import MissingScope, UsageError
 from labapex.protocol.api import Offer, OfferOrder, Scope
@@ -61,6 +62,34 @@ def balance(url: UrlOption = None, json: JsonOption = False) -> None:
         return
     for name, amount in amounts.items():
         typer.echo(f"{name:<10} {credits(amount)}")
+
+
+def statement(
+    month: Annotated[
+        str | None, typer.Argument(metavar="MONTH", help="Such as 2026-11; default: the present one.")
+    ] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="As a table for a spreadsheet, on stdout.")] = False,
+    url: UrlOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Your account in a month, entry by entry."""
+    client = connect(url)
+    if csv:
+        typer.echo(clean(client.statement_csv(month)), nl=False)
+        return
+    first = client.statement(month)
+    entries = list(client.entries(first.month))
+    if json:
+        print_json({**plain(first), "results": [plain(entry) for entry in entries], "next": None})
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("when (UTC)", "credits", "status", "what"):
+        table.add_column(column)
+    for entry in reversed(entries):
+        at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(entry.at))
+        table.add_row(*(Text(one_line(cell)) for cell in (at, credits(entry.amount), entry.status, entry.memo)))
+    stdout().print(table)
+    say(f"{first.month}: {credits(first.opening)} credits at its beginning, {credits(first.closing)} at its end")
 
 
 def _cells(offer: Offer) -> tuple[str, ...]:

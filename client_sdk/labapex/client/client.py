@@ -195,6 +195,11 @@ class Client:
         params = {"cursor": cursor} | ({"month": month} if month else {})
         return self._ask(Statement, "GET", "statement/", params=params)
 
+    def statement_csv(self, month: str | None = None) -> str:
+        """All of a month as a table for a spreadsheet, the oldest entry first."""
+        asked = Request("GET", "/api/v1/statement.csv", params={"month": month} if month else None)
+        return self._connection.call(asked).body.decode("utf-8", "replace")
+
     def entries(self, month: str | None = None) -> Iterator[Entry]:
         """The entries of a month on all pages."""
         return _all(lambda cursor: self.statement(month, cursor))

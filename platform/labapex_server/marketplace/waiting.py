@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from itertools import chain
 from uuid import UUID
 
+from labapex.protocol.limits import Limits
 from labapex.protocol.states import JobState
 from labapex_server.jobs import services as jobs
+from labapex_server.jobs.limits import of_script
 from labapex_server.jobs.models import Job, Transition
 from labapex_server.ledger.services import credits_text
 from labapex_server.marketplace.matching import Host, lacking, meets
@@ -29,7 +32,7 @@ def explain_waiting() -> int:
     changed = 0
     for job in waiting:
         why = _why(job, workers, taken)
-        reason = f"{said[job.pk]}: {why}" if why else said[job.pk]
+        reason = f"{said[job.pk]}; {why}" if why else said[job.pk]
         changed += reason != job.reason and jobs.say(job, reason)
     return changed
 
@@ -40,6 +43,11 @@ def _why(job: Job, workers: Sequence[Worker], taken: Set[UUID]) -> str | None:
     if (missing := lacking([Host.of(worker) for worker in workers], wanted)) is not None:
         return missing
     fitting = [worker for worker in workers if meets(Host.of(worker), wanted)]
+    asked = of_script(wanted)
+    short = {worker.pk: asked.beyond(Limits.model_validate(worker.room)) for worker in fitting if worker.room}
+    fitting = [worker for worker in fitting if not short.get(worker.pk)]
+    if not fitting:
+        return f"no host that fits has the {' and '.join(sorted(set(chain(*short.values()))))} that it asks for"
     costs = {worker.pk: estimate(**work_of(job, worker.price_per_hour)) for worker in fitting}
     if (least := min(costs.values())) > job.budget:
         return f"no host for its budget of {credits_text(job.budget)} credits; the cheapest that fits takes {credits_text(least)}"

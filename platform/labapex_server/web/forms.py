@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -98,15 +98,24 @@ class PublicNameForm(Accessible):
         return name
 
 
-class OffersForm(Accessible):
-    """Which offers to list, and in which order."""
+class ConstraintsForm(Accessible):
+    """Which hosts are wanted."""
 
     device = forms.CharField(
         label="Device", max_length=180, required=False, help_text="A part of its name: H100, cuda."
     )
-    min_memory = forms.CharField(label="Memory, GB at least", max_length=20, required=False)
+    min_memory = forms.CharField(label="Memory of the device, GB at least", max_length=20, required=False)
     max_price = forms.CharField(label="Credits an hour at most", max_length=20, required=False)
-    min_speed = forms.CharField(label="GFLOP/s at least", max_length=20, required=False)
+    min_speed = forms.CharField(label="GFLOP/s shown at least", max_length=20, required=False)
+
+    def constraints(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Those that were filled in, as the protocol's models take them."""
+        return {name: given[name] for name in Constraints.model_fields if given.get(name)}
+
+
+class OffersForm(ConstraintsForm):
+    """Which offers to list, and in which order."""
+
     sort = forms.TypedChoiceField(
         label="First",
         choices=[
@@ -122,9 +131,8 @@ class OffersForm(Accessible):
 
     def clean(self) -> dict[str, Any]:
         given = super().clean() or {}
-        asked = {name: given[name] for name in Constraints.model_fields if given.get(name)}
         try:
-            given["wanted"] = Constraints.model_validate(asked)
+            given["wanted"] = Constraints.model_validate(self.constraints(given))
         except ValidationError as error:
             for complaint in error.errors(include_input=False):
                 self.add_error(str(complaint["loc"][0]), _sentence(complaint["msg"]))
@@ -150,7 +158,7 @@ class ManyFiles(forms.FileField):
         return [single(data, initial)] if data else []
 
 
-class SubmitForm(Accessible):
+class SubmitForm(ConstraintsForm):
     """A new job: its files, and either the fields or a pasted labapex.yaml."""
 
     mode = forms.ChoiceField(
@@ -231,7 +239,7 @@ class SubmitForm(Accessible):
         if given.get("mode") == "yaml":
             return self._pasted(given)
         script = given.get("script")
-        wanted: dict[str, Any] = {"script": script.name if script else "train.py"}
+        wanted = {"script": script.name if script else "train.py", **self.constraints(given)}
         wanted["name"] = given.get("name") or PurePosixPath(wanted["script"]).stem
         for field, missing in (
             ("epochs", "How many epochs are to be trained? At least 1."),

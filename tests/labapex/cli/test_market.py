@@ -70,3 +70,15 @@ def test_a_token_that_may_not_see_money_is_told_which_scope_it_lacks(
     platform.scopes = (Scope.JOBS_READ,)
     result = labapex("balance")
     assert (result.code, "billing:read" in result.err) == (3, True)
+
+
+def test_a_statement_is_a_table_the_oldest_entry_first_and_json_or_csv_for_programs(labapex: Labapex) -> None:
+    result = labapex("statement")
+    assert [line.split()[2] for line in result.out.splitlines()[1:]] == ["100", "-10", "5"]
+    assert "2026-11: 0 credits at its beginning, 95 at its end" in result.err
+    told = labapex("statement", "2026-11", "--json").json
+    assert ([entry["amount"] for entry in told["results"]], told["closing"]) == (
+        [5 * CREDIT, -10 * CREDIT, 100 * CREDIT],
+        95 * CREDIT,
+    )
+    assert labapex("statement", "2026-11", "--csv").out == "at,credits\n2026-11,1\n"  # and nothing for the terminal

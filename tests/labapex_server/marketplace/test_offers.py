@@ -9,6 +9,7 @@ from tests.labapex_server.gateway.stage import Host, a_host, a_runner, queued_jo
 
 from labapex.protocol.api import Offer, OfferOrder
 from labapex.protocol.devices import Device
+from labapex.protocol.limits import Limits
 from labapex.protocol.spec import CREDIT, Constraints
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
@@ -171,19 +172,21 @@ def test_a_job_that_waits_says_why_until_a_host_may_take_it(runner: None, host: 
         marketplace.explain_waiting()
         return Job.objects.get(pk=picky.pk).reason
 
-    assert said() == "waits for a worker: no host is connected"
+    assert said() == "waits for a worker; no host is connected"
     version = Job.objects.get(pk=picky.pk).version
     assert marketplace.explain_waiting() == 0
     assert Job.objects.get(pk=picky.pk).version == version
     connected(host, "small", gpu("NVIDIA T4", 16 * 10**9))
-    assert said() == "waits for a worker: no host with 24 GB; 1 host has less"
+    assert said() == "waits for a worker; no host with 24 GB; 1 host has less"
     large = connected(host, "large", gpu("NVIDIA L40S", 48 * 10**9), price=100 * CREDIT)
-    least = "waits for a worker: no host for its budget of 0.001 credits; the cheapest that fits takes 0.003889"
+    least = "waits for a worker; no host for its budget of 0.001 credits; the cheapest that fits takes 0.003889"
     assert said() == least
+    workers.ready(large.worker, CREDIT, Limits(memory=1 << 30, disk=1 << 40, processes=8))
+    assert said() == "waits for a worker; no host that fits has the memory and processes that it asks for"
     workers.ready(large.worker, CREDIT)
     assert said() == "waits for a worker"
     workers.paused(large.worker, "outside of its hours")
-    assert said() == "waits for a worker: the host that fits is busy"
+    assert said() == "waits for a worker; the host that fits is busy"
     workers.ready(large.worker, CREDIT)
     assert marketplace.lease(large.worker) is not None
     marketplace.explain_waiting()

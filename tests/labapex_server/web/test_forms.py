@@ -43,6 +43,9 @@ def test_script_modules_data_and_fields_become_a_job(browser: Client, researcher
         | {
             "args": "--lr 0.1 --note 'two words' {epochs}",
             "requirements": "Einops >= 0.8\r\n\r\n timm\r\n",
+            "device": "H100",
+            "min_memory": "80 GB",
+            "max_price": "2.5",
             "script": upload("train.py"),
             "code": [upload("model.py", b"class Net: ...\n"), upload("loss.py", b"")],
             "data_files": [upload("x.bin", b"\x00" * 3000)],
@@ -54,6 +57,7 @@ def test_script_modules_data_and_fields_become_a_job(browser: Client, researcher
     assert job.name == "train"
     assert job.job_spec.arguments() == ["--lr", "0.1", "--note", "two words", "3"]
     assert job.job_spec.requirements == ("einops>=0.8", "timm")
+    assert (job.job_spec.device, job.job_spec.min_memory, str(job.job_spec.max_price)) == ("H100", 80.0, "2.5")
     assert [part.path for part in job.files.code] == ["loss.py", "model.py", "train.py"]
     assert [part.path for part in job.files.data] == ["data/x.bin"]
     assert job.job_spec.data == "data"
@@ -94,6 +98,7 @@ def test_the_form_sent_twice_is_one_job(browser: Client) -> None:
         ({"epochs": "0"}, "epochs", "greater than or equal to 1"),
         ({"epochs": ""}, "epochs", "At least 1"),
         ({"args": "--name 'open"}, "args", "close each quotation mark"),
+        ({"min_memory": "much"}, "min_memory", "valid number"),
         ({"requirements": "einops\n--index-url x"}, "requirements", "options, files and folders are not taken"),
         ({"mode": "yaml", "document": "epoch: 3"}, "document", "did you mean 'epochs'?"),
         ({"mode": "yaml", "document": "script: [train.py"}, "document", "This is not YAML at line 1"),

@@ -180,6 +180,8 @@ def test_offers_are_listed_filtered_and_a_wrong_filter_is_told_beside_its_field(
     assert "busy" in page
     assert "GPU-1f6e2c34" not in page
     assert 'hx-get="/offers/?device=h200&amp;sort=value"' in page
+    assert 'href="/jobs/new/?device=h200"' in page
+    assert 'value="h200"' in browser.get("/jobs/new/?device=h200&key=x").content.decode()
     fragment = browser.get("/offers/?device=h200", headers={"HX-Request": "true"}).content.decode()
     assert "basement-h200" in fragment
     assert "<html" not in fragment

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from labapex.errors import LabApexError
 from labapex.protocol.canonical import explain
+from labapex.protocol.spec import Constraints
 from labapex.protocol.states import JobState
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
@@ -46,8 +47,10 @@ def listing(request: HttpRequest) -> HttpResponse:
 @signed_in
 @require_http_methods(["GET", "POST"])
 def new(request: HttpRequest) -> HttpResponse:
-    form = SubmitForm(request.POST, request.FILES) if request.method == "POST" else SubmitForm()
-    if request.method == "POST" and form.is_valid():
+    posted = request.method == "POST"
+    wanted = {name: request.GET[name] for name in Constraints.model_fields if name in request.GET}
+    form = SubmitForm(request.POST, request.FILES) if posted else SubmitForm(initial=wanted)
+    if posted and form.is_valid():
         try:
             job = starts.submit(
                 user_of(request),
