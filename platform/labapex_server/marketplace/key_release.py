@@ -21,6 +21,7 @@ from labapex_server.lib.errors import Conflict, OtherClass, UnknownBuild
 from labapex_server.marketplace.changes import change
 from labapex_server.marketplace.classes import another_class, own_class
 from labapex_server.marketplace.ending import send_back
+from labapex_server.marketplace.matching import is_named
 from labapex_server.marketplace.models import Lease
 from labapex_server.workers.models import Worker
 
@@ -31,7 +32,7 @@ def release_keys(lease: Lease, *, request: KeyRequest) -> bytes:
     Given out once. The same executable that asks again gets the same sealed bytes, so that a lost reply costs nothing.
     Raises `Conflict` for another executable or a lease that is over, `OtherClass` where the executable runs on a class of
     hosts whose work could not be judged here, and `UnknownBuild` where its torch is none of those on record: then the lease
-    is over, and the job waits for another worker.
+    is over, and the job waits for another worker. So it is, with `Conflict`, where the device is not such as the job asks for.
     """
     terms = lease.terms
     own = own_class(lease.job, terms)
@@ -48,6 +49,10 @@ def release_keys(lease: Lease, *, request: KeyRequest) -> bytes:
             f"this platform could not judge what is trained on {described(request.environment)}: it is of another class,"
             f" {described(own)}, and {why}; the job goes to another worker"
         )
+    wanted, found = lease.job.job_spec.device, request.environment.device
+    waits = f"a worker with a device named '{wanted}'; the one of {lease.worker.name} turned out to be {found}"
+    if not is_named(found, wanted) and _decline(lease, request, waits):
+        raise Conflict(f"the job asks for a device named '{wanted}', and its executable found {found}")
     supplied = _supplied(lease)
     stranger = builds.stranger(request.environment.torch, request.torch_build, supplied)
     waits = f"a worker with a build of torch that is on record; {lease.worker.name} has another"

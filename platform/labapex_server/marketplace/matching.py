@@ -22,12 +22,15 @@ class Host:
     """What of a worker a job's constraints look at."""
 
     device: Device | None  # on which its jobs run
+    name: str  # of it: as its last executable found it, else as its agent says
     price_per_hour: int  # micro-credits
     speed: float | None  # GFLOP/s, as shown
 
     @classmethod
     def of(cls, worker: Worker) -> Host:
-        return cls(first_device(worker), worker.price_per_hour, worker.speed)
+        device, environment = first_device(worker), environment_of(worker)
+        name = environment.device if environment else str(device or "")
+        return cls(device, name, worker.price_per_hour, worker.speed)
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class _Demand:
 def _demands(wanted: Constraints) -> Iterator[_Demand]:
     if (name := wanted.device) is not None:
         yield _Demand(
-            lambda host: host.device is not None and name.casefold() in str(host.device).casefold(),
+            lambda host: is_named(host.name, name),
             lambda hosts: f"no host with a device named '{name}'; {_hosts(hosts)} others",
         )
     if least := wanted.min_memory * GIGABYTE:
@@ -68,6 +71,11 @@ def _demands(wanted: Constraints) -> Iterator[_Demand]:
 
 def _hosts(hosts: Sequence[Host]) -> str:
     return "1 host has" if len(hosts) == 1 else f"{len(hosts)} hosts have"
+
+
+def is_named(device: str, wanted: str | None) -> bool:
+    """Whether a device is one that a job asks for; None: it asks for none."""
+    return wanted is None or wanted.casefold() in device.casefold()
 
 
 def meets(host: Host, wanted: Constraints) -> bool:

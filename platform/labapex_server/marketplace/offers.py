@@ -84,7 +84,7 @@ def _offer(worker: Worker, known: Reputation, *, free: bool) -> Offer:
     return Offer(
         id=worker.pk,
         name=worker.name,
-        device=str(host.device),
+        device=host.name,
         devices=sum(str(device) == str(host.device) for device in same),
         memory=host.device.memory,
         room=Limits.model_validate(worker.room) if worker.room else None,

@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.labapex_server.gateway.stage import Host, a_host, a_runner, queued_job
+from tests.labapex_server.gateway.stage import Host, a_host, a_runner, key_request, queued_job
 
 from labapex.protocol.api import Offer, OfferOrder
 from labapex.protocol.devices import Device
 from labapex.protocol.limits import Limits
 from labapex.protocol.spec import CREDIT, Constraints
+from labapex.protocol.states import JobState
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
+from labapex_server.lib.errors import Conflict
 from labapex_server.marketplace import offers
 from labapex_server.marketplace import services as marketplace
 from labapex_server.workers import services as workers
@@ -154,6 +156,22 @@ def test_a_job_goes_to_a_host_that_meets_its_constraints_and_waits_for_none_othe
     granted = marketplace.lease(hosts["large"])
     assert granted is not None
     assert granted[0].job_id == job.pk
+
+
+def test_a_host_that_claims_another_device_than_its_executable_finds_gets_no_keys_and_not_that_job_again(
+    runner: None, cheat: User, researcher: User
+) -> None:
+    liar = connected(cheat, "liar", gpu("NVIDIA H100 80GB HBM3"))
+    job = queued_job(researcher, device="h100")
+    granted = marketplace.lease(liar.worker)
+    assert granted is not None
+    with pytest.raises(Conflict, match="asks for a device named 'h100', and its executable found cpu: test"):
+        marketplace.release_keys(granted[0], request=key_request(granted[0])[0])
+    job.refresh_from_db()
+    assert (job.state, job.attempts) == (JobState.QUEUED, 0)
+    assert job.reason == "waits for a worker with a device named 'h100'; the one of liar turned out to be cpu: test"
+    assert marketplace.lease(liar.worker) is None
+    assert (listed(device="h100"), listed(device="cpu")) == ([], ["liar"])
 
 
 def test_jobs_that_nobody_can_take_do_not_keep_others_waiting(runner: None, three: None, researcher: User) -> None:
