@@ -40,6 +40,7 @@ from labapex.protocol.api import (
     TokenView,
 )
 from labapex.protocol.canonical import Message, canonical, digest
+from labapex.protocol.hours import Hours
 from labapex.protocol.records import Console, Sample
 from labapex.protocol.spec import CREDIT, JobSpec
 from labapex.protocol.states import Fault, JobState
@@ -427,12 +428,13 @@ ENTRIES = tuple(
 OFFERS = (
     Offer(
         id=UUID(int=1), name="basement", device="cpu: AMD EPYC", devices=1, memory=64 << 30, room=None,
-        price_per_hour=CREDIT // 2, speed=310.0, reputation=95, record="trusted: 17 verified in a row; 1 lost",
+        hours=(), price_per_hour=CREDIT // 2, speed=310.0, reputation=95, record="trusted: 17 verified in a row; 1 lost",
         verified=17, reliability=0.944, free=True,
     ),
     Offer(
         id=UUID(int=2), name="attic", device="cuda: NVIDIA H200", devices=2, memory=141 << 30, room=None,
-        price_per_hour=2 * CREDIT, speed=None, reputation=0, record="new: nothing of it was judged yet",
+        hours=(Hours(begin=1320, end=420),), price_per_hour=2 * CREDIT, speed=None, reputation=0,
+        record="new: nothing of it was judged yet",
         verified=0, reliability=1.0, free=False,
     ),
 )  # fmt: skip

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from datetime import datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta, timezone
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from labapex.errors import UsageError
+from labapex.protocol.hours import MAX_WINDOWS, Hours
 from labapex_worker.limits import (
     BUSY_LOAD,
-    MAX_WINDOWS,
     Go,
-    Hours,
     Limits,
     Patience,
     Pause,
     Readings,
     decide,
+    in_utc,
     read_hours,
 )
 
@@ -90,6 +90,15 @@ def test_hours_begin_with_their_first_minute_and_end_before_their_last() -> None
     night = Limits(hours=read_hours("22:00-07:00"))
     allowed = [minute for minute in range(24 * 60) if decide(night, Readings(), at(minute)) == Go()]
     assert allowed == [*range(7 * 60), *range(22 * 60, 24 * 60)]
+
+
+@given(some_hours, minutes, st.integers(-14 * 60, 14 * 60))
+def test_the_hours_that_clients_are_told_are_the_same_moments_by_utc(
+    hours: tuple[Hours, ...], minute: int, offset: int
+) -> None:
+    here = datetime(2026, 1, 1, minute // 60, minute % 60, tzinfo=timezone(timedelta(minutes=offset)))
+    told = in_utc(hours, here)
+    assert [each.hold(here.astimezone(UTC).time()) for each in told] == [each.hold(here.time()) for each in hours]
 
 
 @given(some_hours)

@@ -67,15 +67,26 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "go": {
         "the same price is said each time": (
-            "if self.held is None and (price, room) == (self.price, self.room):",
+            "if self.held is None and (price, room, hours) == (self.price, self.room, self.hours):",
             "if False:",
         ),
         "the price is lost": (
-            "self.price, self.room, self._asked = None, price, room, False",
-            "self.room, self._asked = None, room, False",
+            "self.price, self.room, self.hours, self._asked = None, price, room, hours, False",
+            "self.room, self.hours, self._asked = None, room, hours, False",
         ),
-        "the room is lost": ("self.room, self._asked = None, price, room, False", "self._asked = None, price, False"),
-        "other room is not told": ("(price, room) == (self.price, self.room)", "price == self.price"),
+        "the room is lost": (
+            "self.room, self.hours, self._asked = None, price, room, hours, False",
+            "self.hours, self._asked = None, price, hours, False",
+        ),
+        "the hours are lost": ("self.hours, self._asked = None, price, room, hours", "self._asked = None, price, room"),
+        "other room is not told": (
+            "(price, room, hours) == (self.price, self.room, self.hours)",
+            "(price, hours) == (self.price, self.hours)",
+        ),
+        "other hours are not told": (
+            "(price, room, hours) == (self.price, self.room, self.hours)",
+            "(price, room) == (self.price, self.room)",
+        ),
     },
     "give_back": {"what has finished is given back": ("if work.phase in TRAINS", "")},
     "refusal": {
@@ -206,6 +217,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "work is asked for without a free slot": ("if self._busy() >= self.slots:", "if False:"),
         "the price is not said": ("price_per_hour=self.price, ", ""),
         "the room is not said": (", room=self.room", ""),
+        "the hours are not said": (", hours=self.hours", ""),
     },
     "_open": {
         "what a failed lease logged is not sent": ("return work.drains and work.base < work.end", "return False"),

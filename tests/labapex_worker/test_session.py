@@ -28,6 +28,7 @@ from labapex.protocol.frames import (
     Released,
     TrialPrepare,
 )
+from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex_worker import effects
 from labapex_worker.effects import Effect, Send, SendFrames
@@ -167,6 +168,14 @@ def test_what_room_there_is_for_a_job_is_told_whenever_it_is_another(session: Se
     assert greet(session) == [Send(Ready(room=large))]
     assert session.go(None, large) == []
     assert session.go(None, small) == [Send(Ready(room=small))]
+
+
+def test_the_hours_in_which_it_works_are_told_whenever_they_are_others(session: Session) -> None:
+    night, day = (Hours(begin=22 * 60, end=7 * 60),), (Hours(begin=8 * 60, end=18 * 60),)
+    session.go(None, None, night)
+    assert greet(session) == [Send(Ready(hours=night))]
+    assert session.go(None, None, night) == []
+    assert session.go(None, None, day) == [Send(Ready(hours=day))]
 
 
 def test_a_job_that_there_is_no_room_for_is_declined_and_one_that_runs_is_not(session: Session) -> None:

@@ -43,6 +43,7 @@ from labapex.protocol.frames import (
     from_executable,
     to_agent,
 )
+from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex_worker import effects
 from labapex_worker.phases import Phase
@@ -257,8 +258,8 @@ class Agent:
     def hold(self, reason: str) -> list[Errand]:
         return self._do(self.session.hold(reason))
 
-    def go(self, price: int | None, room: Limits | None = None) -> list[Errand]:
-        return self._do(self.session.go(price, room))
+    def go(self, price: int | None, room: Limits | None = None, hours: tuple[Hours, ...] = ()) -> list[Errand]:
+        return self._do(self.session.go(price, room, hours))
 
     def give_back(self, reason: str) -> list[Errand]:
         return self._do(self.session.give_back(reason))

@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from uuid import UUID
 
 from labapex import nvml
@@ -29,7 +30,7 @@ from labapex_worker.connection import Connection
 from labapex_worker.control import Control, Question
 from labapex_worker.executables import Executables
 from labapex_worker.identity import Identity
-from labapex_worker.limits import Go, Pause
+from labapex_worker.limits import Go, Pause, in_utc
 from labapex_worker.owner import Owner
 from labapex_worker.phases import Phase
 from labapex_worker.showing import Showing
@@ -214,11 +215,9 @@ class Daemon:
         else:
             if self._agent.session.held is not None:
                 log.info("work is taken again")
-            self._do(
-                self._agent.go(
-                    self._owner.config.limits.price_per_hour, room.of_host(self._owner.config, self._home.path)
-                )
-            )
+            config, now = self._owner.config, datetime.now().astimezone()
+            hours = in_utc(config.limits.hours, now)
+            self._do(self._agent.go(config.limits.price_per_hour, room.of_host(config, self._home.path), hours))
 
     def _decide(self) -> Go | Pause:
         ends = "it ends after this job" if self._last_job else None

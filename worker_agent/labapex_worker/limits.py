@@ -10,45 +10,25 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from datetime import time as TimeOfDay
-from typing import Annotated
 
 from pydantic import Field
 
 from labapex.errors import UsageError
 from labapex.protocol.canonical import Message
 from labapex.protocol.frames import Price
+from labapex.protocol.hours import MAX_WINDOWS, Hours
 
 BUSY_LOAD = 0.5
 """Load average of one minute for each core, above which somebody else works on the host (`idle_only`)."""
 
-MAX_WINDOWS = 16
 _HOURS = re.compile(r"(\d{1,2}):(\d{2})-(\d{1,2}):(\d{2})")
-Minute = Annotated[int, Field(ge=0, lt=24 * 60)]
-
-
-class Hours(Message):
-    """A part of every day by the host's own clock, in minutes since midnight, without its end; over midnight where it
-    ends before it begins."""
-
-    begin: Minute
-    end: Minute
-
-    def __str__(self) -> str:
-        return "-".join(f"{minute // 60:02d}:{minute % 60:02d}" for minute in (self.begin, self.end))
-
-    def hold(self, now: TimeOfDay) -> bool:
-        minute = now.hour * 60 + now.minute
-        if self.begin < self.end:
-            return self.begin <= minute < self.end
-        return minute >= self.begin or minute < self.end
 
 
 class Limits(Message):
     """The owner's limits. None: no such limit."""
 
     price_per_hour: Price | None = None  # micro-credits for a GPU-hour; None: what the platform has on record
-    hours: tuple[Hours, ...] = Field(default=(), max_length=MAX_WINDOWS)  # none: always
+    hours: tuple[Hours, ...] = Field(default=(), max_length=MAX_WINDOWS)  # by the host's own clock; none: always
     hard_hours: bool = False  # outside of the hours what runs is given back
     idle_only: bool = False  # no new work while somebody else uses the host
     max_power_watts: float | None = Field(default=None, gt=0, le=10_000)  # drawn by one GPU
@@ -83,6 +63,13 @@ class Pause:
 def decide(limits: Limits, readings: Readings, now: datetime) -> Go | Pause:
     """Whether the owner allows work. `now` is in the host's own time zone."""
     return together([*_over(limits, readings), *_out_of_hours(limits, now), *_in_use(limits, readings)])
+
+
+def in_utc(hours: Sequence[Hours], now: datetime) -> tuple[Hours, ...]:
+    """What the hours of the host's own clock are by UTC. `now` is in the host's own time zone."""
+    offset = now.utcoffset()
+    assert offset is not None  # it has a zone
+    return tuple(each.later(-int(offset.total_seconds() // 60)) for each in hours)
 
 
 def together(pauses: Sequence[Pause]) -> Go | Pause:

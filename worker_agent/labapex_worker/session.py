@@ -45,6 +45,7 @@ from labapex.protocol.frames import (
     TrialPrepare,
     TrialShow,
 )
+from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex_worker.effects import (
     Accept,
@@ -113,6 +114,7 @@ class Session:
     held: str | None = None  # why it asks for no more work; None: it does
     price: int | None = None  # micro-credits for an hour of the next lease; None: what the platform has on record
     room: Limits | None = None  # what one job may take of the host
+    hours: tuple[Hours, ...] = ()  # in which it takes work, by UTC; none: always
 
     _greeted: bool = False
     _connected: bool = False
@@ -197,11 +199,11 @@ class Session:
         self.held, self._asked = reason, False
         return self._ask()
 
-    def go(self, price: int | None, room: Limits | None = None) -> list[Effect]:
-        """Take work, at this price, of jobs that this room is enough for."""
-        if self.held is None and (price, room) == (self.price, self.room):
+    def go(self, price: int | None, room: Limits | None = None, hours: tuple[Hours, ...] = ()) -> list[Effect]:
+        """Take work, at this price, of jobs that this room is enough for; `hours` are told to clients."""
+        if self.held is None and (price, room, hours) == (self.price, self.room, self.hours):
             return []
-        self.held, self.price, self.room, self._asked = None, price, room, False
+        self.held, self.price, self.room, self.hours, self._asked = None, price, room, hours, False
         return self._ask()
 
     def give_back(self, reason: str) -> list[Effect]:
@@ -406,7 +408,7 @@ class Session:
         if self._busy() >= self.slots:
             return []
         self._asked = True
-        return [Send(Ready(price_per_hour=self.price, room=self.room))]
+        return [Send(Ready(price_per_hour=self.price, room=self.room, hours=self.hours))]
 
     @staticmethod
     def _open(work: Work) -> bool:

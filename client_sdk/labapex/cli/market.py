@@ -102,7 +102,7 @@ def _cells(offer: Offer) -> tuple[str, ...]:
         "not shown" if speed is None else f"{speed:,.0f}",
         "" if speed is None else f"{speed * CREDIT / offer.price_per_hour:,.0f}",
         f"{offer.reputation}, {offer.verified} verified",
-        "free" if offer.free else "busy",
+        ", ".join(["free" if offer.free else "busy", *(f"{hours} UTC" for hours in offer.hours)]),
     )
 
 

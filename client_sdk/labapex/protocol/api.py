@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from labapex.protocol.canonical import Message
+from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex.protocol.records import Console, Sample
 from labapex.protocol.spec import Bundle, JobSpec
@@ -209,6 +210,7 @@ class Offer(Message):
     devices: int  # of that name; a job has one
     memory: int | None  # bytes of one of them; None: it does not tell
     room: Limits | None  # what one job may take of it; None: it does not tell
+    hours: tuple[Hours, ...]  # of every day, by UTC, in which it takes jobs; none: always
     price_per_hour: int  # micro-credits
     speed: float | None  # GFLOP/s; None: it has shown none
     reputation: int  # 0 to 100, from what was found of it

@@ -25,6 +25,7 @@ from pydantic import Field, TypeAdapter
 from labapex.protocol.canonical import Digest, Message
 from labapex.protocol.contract import Environment
 from labapex.protocol.devices import MAX_DEVICES, Device, Observation
+from labapex.protocol.hours import MAX_WINDOWS, Hours
 from labapex.protocol.limits import Limits
 from labapex.protocol.packing import unpack
 from labapex.trial import LARGEST
@@ -152,6 +153,7 @@ class Ready(Message):
     type: Literal["ready"] = "ready"
     price_per_hour: Price | None = None
     room: Limits | None = None  # what one job may take of the host; None: it does not tell
+    hours: tuple[Hours, ...] = Field(default=(), max_length=MAX_WINDOWS)  # in which it takes work, by UTC; none: always
 
 
 class Paused(Message):

@@ -29,6 +29,7 @@ from labapex.protocol.api import (
     TokenView,
 )
 from labapex.protocol.canonical import Message
+from labapex.protocol.hours import Hours
 from labapex.protocol.records import Console, Sample
 from labapex.protocol.spec import Bundle, JobSpec, Part
 from labapex.protocol.states import Fault, JobState
@@ -157,6 +158,7 @@ _BODIES: tuple[Message, ...] = (
                 devices=1,
                 memory=150_754_820_096,
                 room=None,
+                hours=(Hours(begin=22 * 60, end=7 * 60),),
                 price_per_hour=2_000_000,
                 speed=410_000.0,
                 reputation=95,

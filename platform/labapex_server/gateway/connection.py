@@ -256,7 +256,7 @@ class Connection:
             case Heartbeat():
                 await self._heartbeat(message)
             case Ready():
-                await offload(workers.ready, worker, message.price_per_hour, message.room)
+                await offload(workers.ready, worker, message.price_per_hour, message.room, message.hours)
                 self._wants_work, self._said_idle = True, False
                 self._bell.ring()
             case Paused():

@@ -12,6 +12,7 @@ from django.conf import settings
 
 from labapex.protocol.api import Offer, OfferOrder
 from labapex.protocol.devices import Device
+from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex.protocol.spec import Constraints
 from labapex.protocol.states import LeaseState
@@ -88,6 +89,7 @@ def _offer(worker: Worker, known: Reputation, *, free: bool) -> Offer:
         devices=sum(str(device) == str(host.device) for device in same),
         memory=host.device.memory,
         room=Limits.model_validate(worker.room) if worker.room else None,
+        hours=tuple(map(Hours.model_validate, worker.hours)),
         price_per_hour=worker.price_per_hour,
         speed=worker.speed,
         reputation=known.score,

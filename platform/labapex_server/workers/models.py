@@ -24,6 +24,9 @@ class Worker(models.Model):
     torch_build = models.CharField(max_length=64, blank=True)  # likewise: KeyRequest.torch_build
     lacks_torch = models.BooleanField(default=False)  # as its agent said when it connected
     room = models.JSONField(null=True)  # protocol.limits.Limits: what one job may take of it, as its agent said last
+    hours = models.JSONField(
+        default=list
+    )  # of protocol.hours.Hours, by UTC: when it takes work, as its agent said last
     banned = models.BooleanField(default=False)
     paused = models.CharField(max_length=500, blank=True)  # why it takes no work, as its agent said last
 

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from labapex.protocol.devices import Device
+from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex_server.accounts.models import User
 from labapex_server.lib import clock, tokens
@@ -80,14 +81,15 @@ def seen(worker: Worker) -> None:
     Worker.objects.filter(pk=worker.pk).update(last_seen_at=clock.now())
 
 
-def ready(worker: Worker, price: int | None, room: Limits | None = None) -> None:
+def ready(worker: Worker, price: int | None, room: Limits | None = None, hours: Sequence[Hours] = ()) -> None:
     """The worker wants work, at this price in micro-credits for an hour; None: at the one on record. `room` is what it says that
-    one job may take."""
+    one job may take, `hours` when it takes any, by UTC; none: always."""
     worker.paused = ""
     worker.room = None if room is None else room.model_dump(mode="json")
+    worker.hours = [each.model_dump(mode="json") for each in hours]
     if price is not None:
         worker.price_per_hour = price
-    worker.save(update_fields=["paused", "price_per_hour", "room"])
+    worker.save(update_fields=["paused", "price_per_hour", "room", "hours"])
 
 
 def paused(worker: Worker, reason: str) -> None:

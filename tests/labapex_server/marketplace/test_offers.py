@@ -9,6 +9,7 @@ from tests.labapex_server.gateway.stage import Host, a_host, a_runner, key_reque
 
 from labapex.protocol.api import Offer, OfferOrder
 from labapex.protocol.devices import Device
+from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex.protocol.spec import CREDIT, Constraints
 from labapex.protocol.states import JobState
@@ -117,10 +118,12 @@ def test_an_offer_says_what_its_host_has_and_nothing_of_its_owner(host: User) ->
     host.save()
     device = gpu("NVIDIA H200", 141 * 10**9)
     made = connected(host, "basement", device, device, gpu("NVIDIA T4"), speed=400_000.0)
+    room, night = Limits(memory=8 << 30, disk=1 << 40, processes=512), Hours(begin=22 * 60, end=7 * 60)
+    workers.ready(made.worker, None, room, [night])
     workers.paused(made.worker, "its owner plays chess on it")
     (offer,) = offers.find(Constraints(), OfferOrder.PRICE).offers
     assert offer == Offer(
-        id=made.worker.pk, name="basement", device="cuda: NVIDIA H200", devices=2, memory=141 * 10**9, room=None,
+        id=made.worker.pk, name="basement", device="cuda: NVIDIA H200", devices=2, memory=141 * 10**9, room=room, hours=(night,),
         price_per_hour=CREDIT, speed=400_000.0, reputation=0, record="new: nothing of it was judged yet", verified=0,
         reliability=1.0, free=False,
     )  # fmt: skip
