@@ -104,7 +104,7 @@ class ConstraintsForm(Accessible):
     device = forms.CharField(
         label="Device", max_length=180, required=False, help_text="A part of its name: H100, cuda."
     )
-    min_memory = forms.CharField(label="Memory of the device, GB at least", max_length=20, required=False)
+    min_memory = forms.CharField(label="Memory, GB at least", max_length=20, required=False)
     max_price = forms.CharField(label="Credits an hour at most", max_length=20, required=False)
     min_speed = forms.CharField(label="GFLOP/s shown at least", max_length=20, required=False)
 
