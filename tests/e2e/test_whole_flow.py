@@ -296,6 +296,9 @@ def test_two_workers_verify_two_jobs_at_once_and_the_money_is_exact(stack: Stack
     client, owner = balance(stack.client), balance(stack.owner)
     folders = [scripts.job(tmp_path / name, pause=0.1) for name in ("first", "second")]
     with stack.worker("left"), stack.worker("right"):
+        stack.until(
+            "both are offered", lambda: {offer.name for offer in stack.client.all_offers()} >= {"left", "right"}
+        )
         commands = [stack.begin("run", folder, "--yes", "--json") for folder in folders]
         ended = [command.wait() for command in commands]
     assert [said.code for said in ended] == [0, 0], ended
@@ -310,6 +313,10 @@ def test_two_workers_verify_two_jobs_at_once_and_the_money_is_exact(stack: Stack
         receipt = receipts[said.summary["job"]]
         assert receipt["paid"] == said.summary["paid"] == 3 * receipt["price_per_epoch"] > 0
         assert receipt["held"] == BUDGET == receipt["paid"] + receipt["refunded"]
+        assert " offers fit, " in said.err or " offer fits, " in said.err
+    statement = json.loads(stack.cli("statement", "--json").out)
+    moved = sum(entry["amount"] for entry in statement["results"] if entry["status"] == "posted")
+    assert statement["opening"] + moved == statement["closing"] == sum(balance(stack.client))
     paid = sum(said.summary["paid"] for said in ended)
     assert balance(stack.client) == (client[0] - paid, client[1])
     assert balance(stack.owner) == (owner[0] + paid, owner[1])
