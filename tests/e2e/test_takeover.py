@@ -25,7 +25,8 @@ HELD = 6  # the leaf at step 15, in the middle of the second epoch; the host han
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A platform that has its hosts hand in a state about each 1.2 seconds."""
     folder = tmp_path_factory.mktemp("takeover")
-    with running(request, folder, Stack(folder, settings={"LABAPEX_HANDOVER_SECONDS": "1.2"})) as started:
+    settings = {"LABAPEX_HANDOVER_SECONDS": "1.2", "LABAPEX_AUDIT_SEGMENTS": "4"}
+    with running(request, folder, Stack(folder, settings=settings)) as started:
         yield started
 
 
