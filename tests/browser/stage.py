@@ -75,6 +75,7 @@ class Story:
     name: str = "digits-cnn"
     source: str = "nvml"
     step_seconds: float = 0.2
+    tells: bool = False  # the script has series of its own
     readings: list[Sample] | None = None  # of the device, the first at the first iteration; None: made up here
     draw: random.Random = field(default_factory=lambda: random.Random(7))
     job: Job = field(init=False)
@@ -188,13 +189,23 @@ class Story:
                         "text": f"epoch {epoch:2d}  loss {values[-1]:.4f}  accuracy {90 + epoch * 0.7:.2f} %\n",
                     }
                 )
+        told: dict[str, dict[int, float]] = {}
+        if self.tells:
+            at = range(log.next, log.next + len(values))
+            told["rate"] = {i: 0.05 * 0.5 ** (i // PER_EPOCH) for i in at}
+            told["validation/accuracy"] = {i: 1 - 0.6 ** (i / PER_EPOCH) for i in at if i and i % PER_EPOCH == 0}
+        series = [
+            {"name": name, "iterations": list(points), "values": list(points.values())}
+            for name, points in told.items()
+            if points
+        ]
         columns = column(values), column(times)
         hashed = frame_hash(
             lease=self.lease.pk, seq=log.seq, first=log.next, n=len(values), prev=bytes(log.head), payload=columns[0]
         )
         Frame.objects.create(
             log=log, seq=log.seq, first=log.next, n=len(values), prev=log.head, hash=hashed, payload=columns[0],
-            losses=columns[0], times=columns[1], extras={"samples": samples, "console": lines},
+            losses=columns[0], times=columns[1], extras={"samples": samples, "console": lines, "series": series},
             received_at=times[0] if times else start,
         )  # fmt: skip
         contract, before = self.lease.terms, Leaf.objects.filter(log=log).count()

@@ -71,9 +71,17 @@ def test_a_zoom_survives_new_points_and_a_double_click_ends_it(
     assert visitor.complaints == []
 
 
-def test_one_cursor_runs_over_all_three_charts(running: Story, visit: Callable[..., Any]) -> None:
+def test_one_cursor_runs_over_all_charts_those_of_the_script_too(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
     page = visit().go(f"/jobs/{running.job.pk}/")
     drawn(page, 200)
+    expect(page.locator("[data-live=told]")).to_be_hidden()
+    running.tells = True
+    books(lambda: running.trained(250))
+    told = page.locator("[data-series=rate]")
+    expect(told.locator(".plot")).to_have_attribute("data-points", "50")
+    expect(page.locator("[data-live=told]")).to_contain_text("nobody verifies them")
     with page.expect_response("**/clock/**"):
         chart(page).hover(position={"x": 400, "y": 150})
     chart(page).hover(position={"x": 500, "y": 150})
@@ -81,6 +89,15 @@ def test_one_cursor_runs_over_all_three_charts(running: Story, visit: Callable[.
     for other in ("utilisation", "memory"):
         expect(page.locator(f"[data-live={other}-readout]")).not_to_contain_text("latest")
     page.screenshot(path=artefacts() / "live-cursor.png")
+    page.mouse.move(2, 2)  # off the charts, which the focus scrolls below it
+    told.locator(".plot").focus()
+    page.keyboard.press("Home")
+    expect(told.locator(".readout")).to_have_text("iteration 2000.025")
+    expect(page.locator("[data-live=loss-readout]")).to_contain_text("iteration 200")
+    page.keyboard.press("+")
+    expect(chart(page)).to_have_attribute("data-zoomed", "true")
+    page.keyboard.press("0")
+    expect(chart(page)).to_have_attribute("data-zoomed", "false")
     chart(page, "memory").hover(position={"x": 300, "y": 60})
     expect(page.locator("[data-live=utilisation-readout]")).not_to_contain_text("latest")
     expect(page.locator("[data-live=loss-readout]")).not_to_contain_text("latest")

@@ -35,6 +35,7 @@ def fits(page: Page) -> bool:
 def test_a_run_in_progress_is_drawn_without_a_complaint(
     look: str, options: dict[str, Any], visit: Callable[..., Any], story: Story, books: Callable[..., Any]
 ) -> None:
+    story.tells = True
     books(lambda: story.submitted().queued().running().trained(780))
     visitor = visit(**options)
     page = visitor.go(f"/jobs/{story.job.pk}/")
@@ -43,6 +44,7 @@ def test_a_run_in_progress_is_drawn_without_a_complaint(
         page.locator("[data-live=loss]").hover(position={"x": 500, "y": 150})
         page.wait_for_timeout(300)
         page.locator("[data-live=loss]").hover(position={"x": 505, "y": 150})
+    expect(page.locator("[data-series='validation/accuracy'] .plot")).to_have_attribute("data-points", "6")
     picture(page, f"live-{look}")
     assert fits(page)
     assert visitor.complaints == []

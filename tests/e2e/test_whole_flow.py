@@ -187,9 +187,13 @@ def test_a_loop_without_a_loader_is_verified(stack: Stack) -> None:
 
 
 WARM = scripts.LOADER.replace(
+    "    scheduler.step()\n", '    scheduler.step()\n    board.add_scalar("done", epoch + 1)\n'
+).replace(
     "loader = ",
     """from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
+board = SummaryWriter()
 model = nn.Sequential(nn.Linear(8, 128), nn.ReLU(), nn.Linear(128, 10))
 digits = load_file("parents/0.safetensors")
 model[2].load_state_dict({"weight": digits["fc2.weight"], "bias": digits["fc2.bias"]})
@@ -210,6 +214,10 @@ def test_a_job_that_starts_from_a_verified_one_is_certified_as_its_child(digits:
     assert (checked["origin"]["tensors"], checked["origin"]["unproven"]) == (4, 0)
     parent = json.loads(digits.certificate)["predicate"]["origin"]["success"]
     assert checked["origin"]["success"] == parent < 1  # all six segments of the child were replayed
+    metrics = stack.cli("metrics", said.summary["job"], "--json").summary
+    assert metrics["series"] == {
+        "done": [[10, 1.0], [20, 2.0], [30, 3.0]]
+    }  # told by a logger that nobody has installed
 
 
 # -- nobody sees what is in it -----------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from labapex.protocol.api import (
     Problem,
     Progress,
     Scope,
+    SeriesView,
     Statement,
     TokenTerms,
     TokenView,
@@ -59,6 +60,7 @@ class Chapter:
     state: JobState = JobState.RUNNING
     losses: tuple[float | None, ...] = ()
     samples: tuple[Sample, ...] = ()
+    series: tuple[SeriesView, ...] = ()
     console: tuple[Console, ...] = ()
     rules: tuple[RuleResult, ...] = ()
     reason: str = ""
@@ -331,6 +333,7 @@ class MemoryPlatform:
             first=first,
             losses=chapter.losses,
             samples=chapter.samples,
+            series=chapter.series,
             console=chapter.console,
             rules=chapter.rules,
         )

@@ -117,6 +117,13 @@ class Received:
     def failure(self) -> str | None:
         return next((body.failure for body in self.bodies if body.failure is not None), None)
 
+    @property
+    def series(self) -> dict[str, dict[int, float]]:
+        found: dict[str, dict[int, float]] = {}
+        for each in (series for body in self.bodies for series in body.series):
+            found.setdefault(each.name, {}).update(zip(each.iterations, uncolumn(each.values), strict=True))
+        return found
+
     def console(self, stream: str) -> str:
         return "".join(c.text for body in self.bodies for c in body.console if c.stream == stream)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from labapex.errors import MalformedInput
 from labapex.protocol.records import Leaf
-from labapex_runner.events import MAX_EVENT, Committed, Done, EventReader, EventWriter, Iteration
+from labapex_runner.events import MAX_EVENT, Committed, Done, EventReader, EventWriter, Iteration, Scalars
 
 LEAF = Leaf(
     index=0,
@@ -33,6 +33,7 @@ def written() -> bytes:
     writer = EventWriter(into)
     writer.iteration(0, math.inf, 1.5)
     writer.leaf(LEAF)
+    writer.scalars({"accuracy": 0.5})
     writer.send(Done())
     os.close(into)
     with os.fdopen(out, "rb") as pipe:
@@ -45,7 +46,12 @@ def test_events_come_out_as_they_went_in_however_the_pipe_cuts_them(cuts: list[i
     for size in [*cuts, len(data) + 1]:
         events += list(reader.feed(data[:size]))
         data = data[size:]
-    assert events == [Iteration(step=0, loss=math.inf, at=1.5), Committed(leaf=LEAF), Done()]
+    assert events == [
+        Iteration(step=0, loss=math.inf, at=1.5),
+        Committed(leaf=LEAF),
+        Scalars(values={"accuracy": 0.5}),
+        Done(),
+    ]
 
 
 @given(st.binary(min_size=4))

@@ -62,10 +62,12 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 
 def test_a_script_that_ends_well_leaves_a_complete_signed_log(run: Run) -> None:
-    status, got = run("import sys\nfor i in range(120):\n    record(i / 2)\nprint('done', open('data/x.txt').read())")
+    script = "for i in range(120):\n    sink.scalars({'rate': i / 8})\n    record(i / 2)\n"
+    status, got = run(script + "sink.scalars({'accuracy': 0.5})\nprint('done', open('data/x.txt').read())")
     assert status == SUCCEEDED
     assert got.fin is not None
     assert got.losses == [i / 2 for i in range(120)]
+    assert got.series == {"rate": {i: i / 8 for i in range(120)}, "accuracy": {120: 0.5}}
     assert got.console("stdout") == "done some data\n"
     assert got.console("stderr") == ON_DISK
     assert got.request is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from labapex.protocol.records import Console, FrameBody, Leaf, Sample, column
+from collections.abc import Mapping
+
+from labapex.protocol.records import Console, FrameBody, Leaf, Sample, Series, column
 
 FLUSH_RECORDS = 50
 FLUSH_SECONDS = 0.25
@@ -23,6 +25,7 @@ class Batch:
         self._samples: list[Sample] = []
         self._console: list[Console] = []
         self._leaves: list[Leaf] = []
+        self._series: dict[str, dict[int, float]] = {}
         self._failure: str | None = None
         self._bytes = 0
         self._since: float | None = None
@@ -39,6 +42,12 @@ class Batch:
     def leaf(self, leaf: Leaf, now: float) -> None:
         self._leaves.append(leaf)
         self._grew(1024, now)
+
+    def scalars(self, iteration: int, values: Mapping[str, float], now: float) -> None:
+        """Points of the script's own series; of those of one name and iteration the last counts."""
+        for name, value in values.items():
+            self._series.setdefault(name, {})[iteration] = value
+            self._grew(24 + len(name.encode()), now)
 
     def console(self, console: Console, now: float) -> None:
         self._console.append(console)
@@ -75,6 +84,10 @@ class Batch:
             samples=tuple(self._samples),
             console=tuple(self._console),
             leaves=tuple(self._leaves),
+            series=tuple(
+                Series(name=name, iterations=tuple(points), values=column(list(points.values())))
+                for name, points in self._series.items()
+            ),
             failure=self._failure,
         )
         self._clear()

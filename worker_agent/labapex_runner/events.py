@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
@@ -17,7 +17,7 @@ from labapex.errors import MalformedInput
 from labapex.protocol.canonical import Message
 from labapex.protocol.contract import Environment
 from labapex.protocol.packing import pack, unpack
-from labapex.protocol.records import Leaf
+from labapex.protocol.records import MAX_SERIES, Leaf, SeriesName
 
 MAX_EVENT = 256 << 10
 MAX_TRACEBACK = 20_000
@@ -43,6 +43,13 @@ class Committed(Message):
     leaf: Leaf
 
 
+class Scalars(Message):
+    """What the script told loggers, by name, before the iteration that comes next was complete."""
+
+    type: Literal["scalars"] = "scalars"
+    values: dict[SeriesName, float] = Field(max_length=MAX_SERIES)
+
+
 class Done(Message):
     """The script has run to its end and everything was recorded."""
 
@@ -56,7 +63,7 @@ class Failed(Message):
     reason: str = Field(max_length=MAX_TRACEBACK)
 
 
-Event = Ready | Iteration | Committed | Done | Failed
+Event = Ready | Iteration | Committed | Scalars | Done | Failed
 _EVENT: TypeAdapter[Event] = TypeAdapter(Annotated[Event, Field(discriminator="type")])
 
 
@@ -72,6 +79,9 @@ class EventWriter:
 
     def leaf(self, leaf: Leaf) -> None:
         self.send(Committed(leaf=leaf))
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        self.send(Scalars(values=dict(values)))
 
     def send(self, event: Event) -> None:
         data = pack(event)

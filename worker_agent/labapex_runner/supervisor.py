@@ -32,8 +32,9 @@ from labapex_runner import host, samples, trainer
 from labapex_runner.batch import Batch
 from labapex_runner.channel import Channel
 from labapex_runner.console import Allowance, Stream
-from labapex_runner.events import Committed, Done, Event, EventReader, Failed, Iteration, Ready
+from labapex_runner.events import Committed, Done, Event, EventReader, Failed, Iteration, Ready, Scalars
 from labapex_runner.log import Log
+from labapex_runner.series import Allowance as SeriesAllowance
 
 SUCCEEDED, TRAINING_FAILED, REFUSED, NO_ENVIRONMENT = 0, 3, 4, 5
 """Exit statuses: log complete; script failed and everything is logged; keys or job refused; the host cannot train."""
@@ -107,6 +108,7 @@ class Supervisor:
         self._open = {child.events, child.stdout, child.stderr}
         self._early = b""  # what the trainer printed before it had anything of the client's
         self._batch = Batch()
+        self._series = SeriesAllowance()
         self._environment: Environment | None = None
         self._request: KeyRequest | None = None
         self._hpke_private = self._signing_private = b""
@@ -198,6 +200,8 @@ class Supervisor:
             self._batch.iteration(event.loss, event.at, now)
         elif isinstance(event, Committed):
             self._batch.leaf(event.leaf, now)
+        elif isinstance(event, Scalars):
+            self._batch.scalars(self._step, self._series.admit(event.values, now), now)
         elif isinstance(event, Done):
             self._done = True
             self._kill_at = now + SHUTDOWN_SECONDS
@@ -362,6 +366,8 @@ class Supervisor:
         self._open.clear()
         for stream in self._streams.values():
             self._print(stream.close(now), now)
+        if notice := self._series.notice():
+            self._print([Console(stream="stderr", text=notice)], now)
         self._kill()
         if self._log is None:
             sys.stderr.write(self._early.decode(errors="replace") + (self._failure or ""))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -42,6 +42,9 @@ class Both(Log):
     def leaf(self, leaf: Leaf) -> None:
         super().leaf(leaf)
         self._writer.leaf(leaf)
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        self._writer.scalars(values)
 
 
 def engine() -> tuple[Callable[[int], Environment], Train]:

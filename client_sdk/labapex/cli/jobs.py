@@ -173,17 +173,24 @@ def metrics(
     url: UrlOption = None,
     json: JsonOption = False,
 ) -> None:
-    """A job's loss and its device's readings: a summary, every loss with --csv, everything with --json."""
+    """A job's loss, its device's readings and the script's own series: a summary, every loss with --csv, all with --json."""
     client = connect(url)
     curve = collect(client, find(client, job))
     if json:
         losses = [loss if loss is None or math.isfinite(loss) else None for loss in curve.losses]
-        print_json({"job": str(curve.job.id), "losses": losses, "samples": [plain(each) for each in curve.samples]})
+        print_json(
+            {
+                "job": str(curve.job.id),
+                "losses": losses,
+                "samples": [plain(each) for each in curve.samples],
+                "series": {name: list(points.items()) for name, points in curve.series.items()},
+            }
+        )
     elif csv:
         for iteration, loss in enumerate(curve.losses):
             typer.echo(f"{iteration},{'' if loss is None else f'{loss:.9g}'}")
     else:
-        stdout().print(report.metrics_lines(curve.job, curve.losses, curve.samples))
+        stdout().print(report.metrics_lines(curve.job, curve.losses, curve.samples, curve.series))
 
 
 def _print_plan(spec: JobSpec, files: bundle.LocalBundle, url: str, available: int | None, offers: str) -> None:

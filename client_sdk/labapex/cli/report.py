@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import RenderableType
@@ -160,8 +160,13 @@ def receipt_lines(receipt: Receipt) -> RenderableType:
     return grid
 
 
-def metrics_lines(job: JobView, losses: Sequence[float | None], samples: Sequence[Sample]) -> RenderableType:
-    """Loss and readings in a few lines; a CPU's readings never pass for a GPU's."""
+def metrics_lines(
+    job: JobView,
+    losses: Sequence[float | None],
+    samples: Sequence[Sample],
+    series: Mapping[str, Mapping[int, float | None]],
+) -> RenderableType:
+    """Loss, readings and the script's series in a few lines; a CPU's readings never pass for a GPU's."""
     known = [(loss, at) for at, loss in enumerate(losses) if loss is not None]
     total = "?" if job.progress.total is None else str(job.progress.total)
     grid = _grid()
@@ -179,6 +184,13 @@ def metrics_lines(job: JobView, losses: Sequence[float | None], samples: Sequenc
             f"{one_line(device)}: {used:.0f} % on average, memory up to {size(most)} of {size(own[-1].memory_total)}"
         )
         grid.add_row(Text("GPU" if source == "nvml" else "CPU"), Text(f"{words}, {counted(len(own), 'reading')}"))
+    for number, (name, points) in enumerate(sorted(series.items())):
+        at, last = max(points.items())
+        value = "not finite" if last is None else f"{last:.6g}"
+        words = f"{one_line(name)}: {value} at {at}, {counted(len(points), 'point')}"
+        grid.add_row(Text("" if number else "told by the script"), Text(words))
+    if series:
+        grid.add_row(Text(), Text("these are its own words: nobody verifies them", style="dim"))
     return grid
 
 

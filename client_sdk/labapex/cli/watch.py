@@ -110,6 +110,7 @@ class History:
     job: JobView
     losses: list[float | None] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    series: dict[str, dict[int, float | None]] = field(default_factory=dict)  # the script's own, by name and iteration
 
 
 def collect(client: Client, job: UUID) -> History:
@@ -120,9 +121,12 @@ def collect(client: Client, job: UUID) -> History:
         if events.restarted:
             found.losses.clear()
             found.samples.clear()
+            found.series.clear()
         found.job = events.job
         found.losses += events.losses[max(0, len(found.losses) - events.first) :]
         found.samples += events.samples
+        for each in events.series:
+            found.series.setdefault(each.name, {}).update(zip(each.iterations, each.values, strict=True))
         if not is_news(events):
             return found
         events = client.events(job, events.cursor)

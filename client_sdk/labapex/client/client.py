@@ -101,7 +101,7 @@ def check_verdict(signed: SignedVerdict, public_key: bytes) -> Verdict:
 
 def is_news(events: Events) -> bool:
     """Whether anything happened since the cursor that was asked with."""
-    return bool(events.losses or events.samples or events.console or events.rules)
+    return bool(events.losses or events.samples or events.console or events.series or events.rules)
 
 
 class Client:

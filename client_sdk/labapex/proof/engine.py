@@ -44,6 +44,7 @@ def train(*, contract: Contract, folder: Path, sink: Sink, after: Leaf | None = 
     (folder / "states").mkdir(mode=0o700, exist_ok=True)
     recorder = Recorder(contract, folder / "states", sink, after or contract.after)
     engine = Engine.under(contract, folder / "work", recorder)
+    engine.told = recorder.told
     try:
         engine.run(contract.threads)
     except TrainingFailed:

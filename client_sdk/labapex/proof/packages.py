@@ -21,16 +21,20 @@ def admit() -> None:
     folder = os.environ.get(PACKAGES_SETTING)
     if not folder or folder in sys.path:
         return
-    host = [path for path in os.environ.get(_HOST, "").split(os.pathsep) if path]
+    host = _host()
     sys.path.insert(min((sys.path.index(path) for path in host if path in sys.path), default=len(sys.path)), folder)
     brought = {entry.name.partition(".")[0] for entry in Path(folder).iterdir()}
-    stale = {name for name in brought if _of_host(name, host)}
+    stale = {name for name in brought if of_host(getattr(sys.modules.get(name), "__file__", None))}
     for name in list(sys.modules):  # torch imports what it finds, a progress bar for one: the script gets its own
         if name.partition(".")[0] in stale:
             del sys.modules[name]
     importlib.invalidate_caches()
 
 
-def _of_host(name: str, host: list[str]) -> bool:
-    file = getattr(sys.modules.get(name), "__file__", None) or ""
-    return any(file.startswith(f"{path}{os.sep}") for path in host)
+def of_host(file: str | None) -> bool:
+    """Whether a module's file is one of those that the host has besides torch, and not the job's own."""
+    return any((file or "").startswith(f"{path}{os.sep}") for path in _host())
+
+
+def _host() -> list[str]:
+    return [path for path in os.environ.get(_HOST, "").split(os.pathsep) if path]

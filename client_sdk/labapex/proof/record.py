@@ -41,6 +41,7 @@ class Recorder:
         self.prev = digest(contract.first) if after is None else after.digest()
         self.index = 0 if after is None else after.index + 1
         self.losses: list[float] = []
+        self.scalars: dict[str, float] = {}  # told since the iteration before; the last value of a name counts
         self.batches: list[bytes] = []
         self.before: State | None = None
         self.buffers = Buffers()
@@ -51,16 +52,24 @@ class Recorder:
     def search(self, engine: Engine, loop: Loop) -> None:
         raise AssertionError("a recorded run knows its loop from the contract")
 
+    def told(self, name: str, value: float) -> None:
+        """What the script says of itself to a logger."""
+        self.scalars[name] = value
+
     def boundary(self, engine: Engine, *, at_top: bool) -> None:
         if self.after is not None:
+            self.scalars.clear()  # of a way that was gone before
             self._go_on(engine, self.after)
             self.after = self.after if engine.heading is not None else None
-        elif self._is_due(engine.step) and (at_top or engine.step == self.total):
+            return
+        self._tell()
+        if self._is_due(engine.step) and (at_top or engine.step == self.total):
             self._leaf(engine.capture(self.buffers), engine.settings())
 
     def iteration(self, step: int, loss: float, batches: list[bytes]) -> None:
         self.losses.append(loss)
         self.batches.append(step_digest(batches))
+        self._tell()
         with self.lock:
             self.sink.iteration(step, loss, _now())
 
@@ -70,6 +79,12 @@ class Recorder:
 
     def stepped(self, engine: Engine, optimizer: Optimizer) -> None:
         pass
+
+    def _tell(self) -> None:
+        if self.scalars and self.after is None:
+            told, self.scalars = self.scalars, {}
+            with self.lock:
+                self.sink.scalars(told)
 
     def _is_due(self, step: int) -> bool:
         return self.index < len(self.due) and step == self.due[self.index]
@@ -119,6 +134,7 @@ class Recorder:
 
     def drain(self) -> None:
         """Wait for the leaves under way; raises what went wrong with them."""
+        self._tell()
         self.committing.shutdown(wait=True)
         for future in self.pending:
             future.result()

@@ -7,7 +7,7 @@ before the leaf that commits to it. States lie in `states/`, of each leaf that i
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -35,6 +35,9 @@ class Log:
 
     def leaf(self, leaf: Leaf) -> None:
         self._leaves.write(_line(leaf))
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        """No state is made of them."""
 
     def close(self) -> None:
         for file in (self._leaves, self._losses, self._times):

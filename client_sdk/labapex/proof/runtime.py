@@ -15,6 +15,7 @@ import os
 import sys
 import traceback
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from labapex.errors import LabApexError, MalformedInput, TrainingFailed
-from labapex.proof import frameworks, hooks, loaders, loops, packages
+from labapex.proof import frameworks, hooks, loaders, loggers, loops, packages
 from labapex.proof.capture import Capture, Memory
 from labapex.proof.clock import mark_clocks
 from labapex.proof.declared import Declared
@@ -106,6 +107,7 @@ class Engine:
         self.conductor = conductor
         self.step = 0
         self.memory = Memory(gradients)
+        self.told: Callable[[str, float], None] = lambda name, value: None  # who hears what the script tells loggers
         self.numbering = loaders.Numbering(seed)
         self.numbering.consumed = lambda digest: self.batches.append(digest)
         self.numbering.created = loops.collect
@@ -149,6 +151,7 @@ class Engine:
         mix_in(self.seed)
         loaders.install(self.numbering)
         frameworks.install(self.numbering)
+        loggers.install(self.told)
         hooks.install(self)
         seed_everything(derive(self.seed, "start"))
         gc.freeze()  # what was imported by now is never garbage; each capture would have it searched again

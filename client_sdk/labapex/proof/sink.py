@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from labapex.protocol.records import Leaf
@@ -14,6 +15,9 @@ class Sink(Protocol):
     def leaf(self, leaf: Leaf) -> None:
         """The state after `leaf.step` iterations is committed and lies in `states/<leaf.index>.safetensors`."""
 
+    def scalars(self, values: Mapping[str, float]) -> None:
+        """What the script told a logger since the iteration before, by name: of the one that comes next."""
+
 
 class Notes:
     """A sink that keeps what it hears. `times` are Unix time in seconds."""
@@ -22,6 +26,7 @@ class Notes:
         self.losses: list[float] = []
         self.times: list[float] = []
         self.leaves: list[Leaf] = []
+        self.told: list[tuple[int, dict[str, float]]] = []  # after how many iterations, and what
 
     def iteration(self, step: int, loss: float, at: float) -> None:
         self.losses.append(loss)
@@ -29,3 +34,6 @@ class Notes:
 
     def leaf(self, leaf: Leaf) -> None:
         self.leaves.append(leaf)
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        self.told.append((len(self.losses), dict(values)))

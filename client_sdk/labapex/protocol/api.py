@@ -177,6 +177,14 @@ class HandoverView(Message):
     after: str
 
 
+class SeriesView(Message):
+    """What a script told a logger under one name, by iteration. Its own words: nobody verified them. None: not finite."""
+
+    name: str
+    iterations: tuple[int, ...]
+    values: tuple[float | None, ...]
+
+
 class Events(Message):
     """What is new of a job since a cursor. `losses` begin with iteration `first`; non-finite losses are None."""
 
@@ -188,6 +196,7 @@ class Events(Message):
     losses: tuple[float | None, ...]
     samples: tuple[Sample, ...]
     console: tuple[Console, ...]
+    series: tuple[SeriesView, ...] = ()  # a point of an iteration that was told before takes the place of that
     rules: tuple[RuleResult, ...]
     handovers: tuple[HandoverView, ...] = ()  # of the run that is shown, in order
 

@@ -1,11 +1,13 @@
-"""What a frame carries once it is opened: losses, samples, console, leaves. Columns are little-endian float64."""
+"""What a frame carries once it is opened: losses, samples, console, leaves, series. Columns are little-endian float64."""
 
 from __future__ import annotations
 
+import math
 import struct
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from labapex.errors import MalformedInput
 from labapex.protocol.canonical import Digest, Message, digest
@@ -13,6 +15,8 @@ from labapex.protocol.devices import Throttle, Watts
 
 MAX_RECORDS = 4096
 MAX_CONSOLE = 64 * 1024
+MAX_SERIES = 64
+MAX_NAME = 200
 
 
 class Sample(Message):
@@ -57,6 +61,31 @@ class Console(Message):
     text: str = Field(max_length=MAX_CONSOLE)
 
 
+def _printable(name: str) -> str:
+    if not name.isprintable():
+        raise ValueError("must be printable")
+    return name
+
+
+SeriesName = Annotated[str, Field(min_length=1, max_length=MAX_NAME), AfterValidator(_printable)]
+
+
+class Series(Message):
+    """What a script told a logger under one name, a point an iteration at most. Its own words: nobody verifies them."""
+
+    name: SeriesName
+    iterations: tuple[Annotated[int, Field(ge=0, lt=2**53)], ...] = Field(min_length=1, max_length=MAX_RECORDS + 1)
+    values: bytes  # a column
+
+    @model_validator(mode="after")
+    def _aligned(self) -> Self:
+        if len(self.values) != 8 * len(self.iterations):
+            raise ValueError("must have one float64 for each iteration")
+        if any(a >= b for a, b in pairwise(self.iterations)):
+            raise ValueError("iterations must ascend")
+        return self
+
+
 class FrameBody(Message):
     """The plaintext of one frame. `losses` and `times` are columns of equal length, one row an iteration."""
 
@@ -65,6 +94,7 @@ class FrameBody(Message):
     samples: tuple[Sample, ...] = Field(default=(), max_length=256)
     console: tuple[Console, ...] = Field(default=(), max_length=256)
     leaves: tuple[Leaf, ...] = Field(default=(), max_length=256)
+    series: tuple[Series, ...] = Field(default=(), max_length=MAX_SERIES)
     failure: str | None = Field(default=None, max_length=20_000)  # the script ended with this error; nothing follows
 
     @field_validator("losses", "times")
@@ -72,6 +102,13 @@ class FrameBody(Message):
     def _column(cls, value: bytes) -> bytes:
         if len(value) % 8 or len(value) > 8 * MAX_RECORDS:
             raise ValueError(f"must be a column of at most {MAX_RECORDS} float64")
+        return value
+
+    @field_validator("series")
+    @classmethod
+    def _distinct(cls, value: tuple[Series, ...]) -> tuple[Series, ...]:
+        if len({series.name for series in value}) < len(value):
+            raise ValueError("a name may come once in a frame")
         return value
 
     def count(self) -> int:
@@ -89,3 +126,8 @@ def column(values: list[float]) -> bytes:
 def uncolumn(data: bytes) -> list[float]:
     """The floats of a little-endian float64 column."""
     return list(struct.unpack(f"<{len(data) // 8}d", data))
+
+
+def finite(data: bytes) -> list[float | None]:
+    """A column as JSON can carry it: None for what is not finite."""
+    return [value if math.isfinite(value) else None for value in uncolumn(data)]

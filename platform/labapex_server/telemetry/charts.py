@@ -6,7 +6,7 @@ everything since, once and in order, from whichever process, after whatever brea
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,8 +17,8 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import FloatField, OuterRef, Subquery
 
-from labapex.protocol.api import Events, HandoverView, JobView
-from labapex.protocol.records import Console, Sample, uncolumn
+from labapex.protocol.api import Events, HandoverView, JobView, SeriesView
+from labapex.protocol.records import Console, Sample, finite, uncolumn
 from labapex.protocol.states import LeaseState
 from labapex.protocol.verdict import RuleResult
 from labapex_server.jobs import services as jobs
@@ -68,24 +68,45 @@ class Piece:
     losses: tuple[float | None, ...]
     samples: tuple[Sample, ...]
     console: tuple[Console, ...]
+    series: tuple[SeriesView, ...]
 
     @property
     def points(self) -> int:
-        return len(self.losses) + len(self.samples)
+        return len(self.losses) + len(self.samples) + sum(len(each.iterations) for each in self.series)
 
     @property
     def text(self) -> int:
         return sum(len(line.text) for line in self.console)
 
     @classmethod
-    def of(cls, seq: int, first: int, losses: bytes | memoryview, extras: dict[str, Any]) -> Piece:
+    def of(cls, seq: int, first: int, losses: bytes, extras: dict[str, Any], stop: int | None) -> Piece:
+        """`stop`: iteration from which on another log counts. A point there was told before anything of that was done."""
         return cls(
             seq=seq,
             first=first,
-            losses=tuple(value if math.isfinite(value) else None for value in uncolumn(bytes(losses))),
+            losses=tuple(finite(losses)),
             samples=tuple(map(_sample, extras.get("samples", ()))),
             console=tuple(Console.model_construct(**line) for line in extras.get("console", ())),
+            series=tuple(_until(stop, **each) for each in extras.get("series", ())),
         )
+
+
+def _until(stop: int | None, name: str, iterations: list[int], values: list[float | None]) -> SeriesView:
+    """The points of a series up to iteration `stop`."""
+    count = len(iterations) if stop is None else bisect_right(iterations, stop)
+    return SeriesView.model_construct(name=name, iterations=tuple(iterations[:count]), values=tuple(values[:count]))
+
+
+def _together(pieces: Iterable[SeriesView]) -> tuple[SeriesView, ...]:
+    """One of each name; where two have a point of one iteration, the later one's."""
+    found: dict[str, dict[int, float | None]] = {}
+    for each in pieces:
+        found.setdefault(each.name, {}).update(zip(each.iterations, each.values, strict=True))
+    return tuple(
+        SeriesView(name=name, iterations=tuple(points), values=tuple(points.values()))
+        for name, points in found.items()
+        if points
+    )
 
 
 def _sample(stored: dict[str, Any]) -> Sample:
@@ -154,7 +175,7 @@ def _pieces(run: Sequence[Part], since: int) -> Iterator[Piece]:
             chunk_size=200
         ):
             (column,) = cut([(first, bytes(losses))], part.stop)
-            yield Piece.of(begin + seq, first, column, extras)
+            yield Piece.of(begin + seq, first, column, extras, part.stop)
         begin += part.count or 0
 
 
@@ -187,6 +208,7 @@ def compose(standing: Standing, cursor: Cursor, new: Sequence[Piece]) -> Events:
         losses=tuple(loss for piece in new for loss in piece.losses),
         samples=tuple(sample for piece in new for sample in piece.samples),
         console=tuple(line for piece in new for line in piece.console),
+        series=_together(each for piece in new for each in piece.series),
         rules=standing.rules if cursor.version != standing.version else (),
         handovers=standing.handovers,
     )

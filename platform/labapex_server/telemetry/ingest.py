@@ -9,8 +9,9 @@ bits, and so that a stranger can read on one page why nothing is ever missing, d
 4. Its body must open under the run key, hold exactly `n` finite times, and stay within the contract's iterations.
 5. Leaves come in order, at the steps at which the contract makes them due, each bound to the leaf before it and to the
    very losses that are held since then.
+6. Points of the script's own series are of the frame's iterations; a log has a limited number of series.
 
-A violation of 3 to 5 cannot be cured by sending again: it is refused, with a code, and the lease is over.
+A violation of 3 to 6 cannot be cured by sending again: it is refused, with a code, and the lease is over.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import hashlib
 import hmac
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -28,7 +29,7 @@ from labapex.errors import MalformedInput
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Contract
 from labapex.protocol.frames import Ack, Data, Fin, Nack, Welcome, frame_hash, genesis
-from labapex.protocol.records import FrameBody, Leaf, Sample
+from labapex.protocol.records import MAX_SERIES, FrameBody, Leaf, Sample
 
 if TYPE_CHECKING:
     from hashlib import _Hash
@@ -90,6 +91,7 @@ class LogState:
     settled: tuple[str, ...]
     boundary: int | None  # step at which the open stretch ends
     open: _Hash  # over the losses of the open stretch; never updated in place
+    series: frozenset[str]  # names of the script's own
 
     @classmethod
     def empty(cls, terms: Terms) -> LogState:
@@ -105,6 +107,7 @@ class LogState:
         head: bytes,
         last: Leaf | None,
         losses: bytes,
+        series: Iterable[str] = (),
     ) -> LogState:
         """The state from what is stored: the `last` leaf (None without one) and the losses since then.
 
@@ -125,6 +128,7 @@ class LogState:
             settled=(hashlib.sha256(b"").hexdigest(),) if step is None else (),
             boundary=terms.due_after(start),
             open=hashlib.sha256(),
+            series=frozenset(series),
         )
         return state._with_losses(terms, losses)
 
@@ -222,6 +226,9 @@ def read_body(data: Data, open_body: Callable[[Data], FrameBody]) -> FrameBody:
         raise MalformedInput("a time is not finite")
     for sample in body.samples:
         _check_sample(sample)
+    for series in body.series:
+        if series.iterations[0] < data.first or series.iterations[-1] > data.first + data.n:
+            raise MalformedInput(f"a point of the series '{series.name}' is of no iteration of the frame")
     return body
 
 
@@ -238,7 +245,10 @@ def _follow(terms: Terms, state: LogState, body: FrameBody) -> LogState:
         state = _commit(terms, state, leaf)
     if len(state.settled) > MAX_LEAVES_BEHIND:
         raise MalformedInput(f"{len(state.settled)} leaves are due and did not come")
-    return state
+    series = state.series | {each.name for each in body.series}
+    if len(series) > MAX_SERIES:
+        raise MalformedInput(f"a log has at most {MAX_SERIES} series")
+    return replace(state, series=series)
 
 
 def _commit(terms: Terms, state: LogState, leaf: Leaf) -> LogState:

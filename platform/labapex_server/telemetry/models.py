@@ -14,6 +14,7 @@ class Log(models.Model):
     seq = models.BigIntegerField(default=0)
     next = models.BigIntegerField(default=0)
     head = models.BinaryField(max_length=32)
+    series = models.JSONField(default=list)  # names of the script's own
     finished = models.BooleanField(default=False)
     fin_signature = models.BinaryField(max_length=64, null=True)
 
@@ -33,7 +34,7 @@ class Frame(models.Model):
     payload = models.BinaryField()
     losses = models.BinaryField()  # little-endian float64
     times = models.BinaryField()  # little-endian float64, Unix time
-    extras = models.JSONField(default=dict)  # {"samples": [Sample], "console": [Console], "failure": str}
+    extras = models.JSONField(default=dict)  # {"samples": [..], "console": [..], "series": [..], "failure": str}
     received_at = models.FloatField()  # Unix time on the platform
 
     class Meta:

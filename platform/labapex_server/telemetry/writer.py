@@ -27,7 +27,7 @@ from django.db.models import Sum
 from django.db.models.functions import Length
 
 from labapex.protocol.frames import Ack, Data, Nack, genesis
-from labapex.protocol.records import FrameBody
+from labapex.protocol.records import FrameBody, finite
 from labapex.protocol.states import LeaseState
 from labapex.sealing import open_frame
 from labapex_server.lib import clock
@@ -261,6 +261,7 @@ def restore(terms: Terms, held: Log) -> LogState:
         head=bytes(held.head),
         last=None if last is None else last.record,
         losses=b"".join(columns),
+        series=held.series,
     )
 
 
@@ -299,7 +300,7 @@ def _advance(before: Entry, after: Entry) -> bool:
         head=before.state.head,
         finished=False,
         lease__in=Lease.objects.filter(pk=before.lease, worker=before.worker, state=LeaseState.RUNNING.value),
-    ).update(seq=after.state.seq, next=after.state.next, head=after.state.head)
+    ).update(seq=after.state.seq, next=after.state.next, head=after.state.head, series=sorted(after.state.series))
     return changed == 1
 
 
@@ -335,6 +336,10 @@ def _extras(body: FrameBody) -> dict[str, Any]:
         extras["samples"] = [_storable(sample.model_dump(exclude_defaults=True)) for sample in body.samples]
     if body.console:
         extras["console"] = [_storable(line.model_dump()) for line in body.console]
+    if body.series:
+        extras["series"] = [
+            {"name": each.name, "iterations": each.iterations, "values": finite(each.values)} for each in body.series
+        ]
     if body.failure is not None:
         extras.update(_storable({"failure": body.failure}))
     return extras

@@ -11,7 +11,7 @@ import pytest
 from tests.labapex.cli.conftest import Labapex
 from tests.labapex.memory_platform import Chapter, MemoryPlatform, happy_story, unreachable
 
-from labapex.protocol.api import Events
+from labapex.protocol.api import Events, SeriesView
 from labapex.protocol.records import Console
 from labapex.protocol.spec import JobSpec
 from labapex.protocol.states import JobState
@@ -304,17 +304,23 @@ def test_the_double_keeps_to_the_contract(platform: MemoryPlatform) -> None:
 
 def test_metrics_gives_every_loss_once_as_lines_and_as_json(labapex: Labapex, platform: MemoryPlatform) -> None:
     platform.story = happy_story()[1:3]
+    platform.story[0].series = (SeriesView(name="rate\x1b[31m", iterations=(0, 5), values=(0.5, None)),)
+    platform.story[1].series = (SeriesView(name="rate\x1b[31m", iterations=(5, 10), values=(0.25, 0.125)),)
     job = platform.add(SPEC).id
     losses = [2.0 / (i + 1) for i in range(10)] + [None, 0.1]
     told = labapex("metrics", job, "--json").json
     assert told["losses"] == losses
     assert [sample["source"] for sample in told["samples"]] == ["cpu"]
+    assert told["series"] == {"rate\x1b[31m": [[0, 0.5], [5, 0.25], [10, 0.125]]}
     lines = labapex("metrics", job, "--csv").out.splitlines()
     assert [line.split(",")[0] for line in lines] == [str(i) for i in range(12)]
     assert [float(line.split(",")[1]) if line.split(",")[1] else None for line in lines] == pytest.approx(losses)
     summary = labapex("metrics", job).out
     assert "first 2, last 0.1, least 0.1 at 11" in summary
     assert "not finite" in summary
+    assert "0.125 at 10, 3 points" in summary
+    assert "nobody verifies" in summary
+    assert "\x1b" not in summary
     assert "GPU" not in summary
 
 

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -52,6 +52,7 @@ class Recording:
     losses: list[float]
     times: list[float]
     leaves: list[Leaf]
+    told: list[tuple[int, dict[str, float]]] = field(default_factory=list)  # to loggers, by iteration
 
 
 class Lab:
@@ -102,7 +103,8 @@ class Lab:
         shutil.rmtree(folder / "states", ignore_errors=True)
         answer = self.ask("train", folder, contract=contract.model_dump(mode="json"))
         leaves = [Leaf.model_validate(leaf) for leaf in answer["leaves"]]
-        return Recording(contract, folder, answer["losses"], answer["times"], leaves)
+        told = [(step, values) for step, values in answer["told"]]
+        return Recording(contract, folder, answer["losses"], answer["times"], leaves, told)
 
     def take_over(self, contract: Contract, folder: Path, state: Path) -> Recording:
         """Go on with a run of another host, from its state; of the run only what comes behind that."""
@@ -111,7 +113,8 @@ class Lab:
         shutil.copyfile(state, folder / "states" / f"{contract.after.index}.safetensors")
         answer = self.ask("train", folder, contract=contract.model_dump(mode="json"))
         leaves = [Leaf.model_validate(leaf) for leaf in answer["leaves"]]
-        return Recording(contract, folder, answer["losses"], answer["times"], leaves)
+        told = [(step, values) for step, values in answer["told"]]
+        return Recording(contract, folder, answer["losses"], answer["times"], leaves, told)
 
     def begin(self, contract: Contract, folder: Path, *, until: int) -> None:
         """Record a run whose process is killed as soon as it has committed to leaf `until`."""
@@ -249,6 +252,7 @@ class Notes:
         self.losses: list[float] = []
         self.times: list[float] = []
         self.leaves: list[Any] = []
+        self.told: list[tuple[int, dict[str, float]]] = []
 
     def iteration(self, step: int, loss: float, at: float) -> None:
         assert step == self.begin + len(self.losses)
@@ -257,6 +261,9 @@ class Notes:
 
     def leaf(self, leaf: Leaf) -> None:
         self.leaves.append(leaf.model_dump(mode="json"))
+
+    def scalars(self, values: Mapping[str, float]) -> None:
+        self.told.append((self.begin + len(self.losses), dict(values)))
 
 
 class Dying(recording.Log):

@@ -18,7 +18,7 @@ from tests.labapex_server.telemetry.executable import Executable, a_contract, a_
 from labapex.errors import MalformedInput
 from labapex.protocol.frames import Ack, Data, Nack, Welcome, from_agent, genesis
 from labapex.protocol.packing import pack
-from labapex.protocol.records import FrameBody, column
+from labapex.protocol.records import MAX_SERIES, FrameBody, Series, column
 from labapex.sealing import new_key, open_frame
 from labapex_server.telemetry import ingest
 from labapex_server.telemetry.ingest import Accept, Again, Gap, LogState, Refuse, Terms, conclude, receive
@@ -190,6 +190,35 @@ def test_a_leaf_before_its_losses_is_refused() -> None:
     leaves = open_frame(executable.run_key, executable.frames[0]).leaves
     executable.frames.clear()
     assert "before the losses" in refusal(Held(executable).offer(executable.append([], first=0, leaves=leaves))).message
+
+
+def a_series(name: str, *iterations: int) -> Series:
+    return Series(name=name, iterations=iterations, values=bytes(8 * len(iterations)))
+
+
+@pytest.mark.parametrize("iterations", [(3,), (4, 7), (6,), (2**52,)])
+def test_a_point_of_a_series_outside_of_its_frames_iterations_is_refused(iterations: tuple[int, ...]) -> None:
+    executable = Executable(a_contract())
+    held = Held(executable, upto=1)
+    executable.frames[1:] = []
+    frame = executable.append([0.5], first=4, series=(a_series("rate", *iterations),))
+    assert "no iteration of the frame" in refusal(held.offer(frame)).message
+    executable.frames[1:] = []
+    assert isinstance(held.offer(executable.append([0.5], first=4, series=(a_series("rate", 4, 5),))), Accept)
+
+
+def test_series_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    executable = Executable(a_contract())
+    executable.frames.clear()
+    held = Held(executable)
+    for number in range(MAX_SERIES + 1):
+        decision = held.offer(
+            executable.append([], first=0, series=(a_series(str(number), 0), a_series("0", 0))[: number + 1])
+        )
+        if number < MAX_SERIES:
+            assert isinstance(decision, Accept)
+            held.state = decision.state
+    assert refusal(decision).message.endswith("a log has at most 64 series")
 
 
 def test_losses_that_run_away_from_their_leaves_are_refused() -> None:

@@ -15,7 +15,7 @@ from tests.labapex_server.gateway.stage import Host, Run, a_host, a_run, queued_
 
 from labapex.protocol.canonical import digest
 from labapex.protocol.frames import Ack, Data, FinAck, Nack, Open, genesis
-from labapex.protocol.records import Console, column
+from labapex.protocol.records import MAX_SERIES, Console, Series, column
 from labapex.protocol.states import JobState, LeaseState
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
@@ -279,6 +279,41 @@ def test_following_the_cursor_brings_every_point_once(run: Run) -> None:
     assert losses == run.executable.losses
     assert len(console) == len(run.executable.frames)
     assert services.events(run.lease.job, cursor).losses == ()
+
+
+def told(name: str, points: dict[int, float]) -> Series:
+    return Series(name=name, iterations=tuple(points), values=column(list(points.values())))
+
+
+def test_series_of_the_script_are_told_by_name_each_point_once(run: Run) -> None:
+    run.executable.frames.clear()
+    both = (told("rate", {0: 0.1, 1: 0.1}), told("accuracy <b>", {0: math.nan}))
+    ingest(run, run.executable.append([1.0, 1.0], first=0, series=both))
+    first = services.events(run.lease.job, "")
+    assert [(s.name, s.iterations, s.values) for s in first.series] == [
+        ("rate", (0, 1), (0.1, 0.1)),
+        ("accuracy <b>", (0,), (None,)),
+    ]
+    ingest(run, run.executable.append([], first=2, series=(told("rate", {2: 0.3}),)))
+    ingest(run, run.executable.append([1.0], first=2, series=(told("rate", {2: 0.2, 3: 0.4}),)))
+    (rate,) = services.events(run.lease.job, first.cursor).series
+    assert (rate.iterations, rate.values) == ((2, 3), (0.2, 0.4))
+
+
+def test_the_number_of_series_is_known_to_a_new_process_too(run: Run) -> None:
+    run.executable.frames.clear()
+    series = tuple(told(str(n), {0: 1.0}) for n in range(MAX_SERIES))
+    ingest(run, run.executable.append([], first=0, series=series))
+    writers.writer.forget()
+    with pytest.raises(LogRefused) as refused:
+        ingest(run, run.executable.append([], first=0, series=(told("one more", {0: 1.0}),)))
+    assert refused.value.code == "body"
+
+
+def test_of_a_lost_hosts_series_counts_what_came_before_another_one_went_on() -> None:
+    extras = {"series": [{"name": "rate", "iterations": [3, 5, 6, 7], "values": [0.3, None, 0.6, 0.7]}]}
+    (kept,) = charts.Piece.of(0, 3, b"", extras, stop=6).series
+    assert (kept.iterations, kept.values) == ((3, 5, 6), (0.3, None, 0.6))
 
 
 def test_a_page_is_bounded_and_the_next_goes_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
-// The three charts of a run: loss against iterations, utilisation and memory against time, under one cursor.
+// The charts of a run, under one cursor: loss against iterations, utilisation and memory against time, and below them whatever
+// series the script tells by itself.
 //
-// A zoom belongs to the reader: new points are drawn into it and never move it. The two charts against time share it.
+// A zoom belongs to the reader: new points are drawn into it and never move it. Charts against the same thing share it.
 
 import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { bytes, clock, count, figure } from "./format.js";
@@ -24,10 +25,11 @@ class Chart {
     this.onCursor = () => {};
     this.onZoom = () => {};
     this.#build();
-    new ResizeObserver(() => {
+    this.sizes = new ResizeObserver(() => {
       const { width, height } = this.#size();
       if (width && (width !== this.plot.width || height !== this.plot.height)) this.plot.setSize({ width, height });
-    }).observe(box);
+    });
+    this.sizes.observe(box);
     box.addEventListener("keydown", (event) => this.#key(event));
     box.addEventListener("blur", () => this.#moved(null));
   }
@@ -77,6 +79,8 @@ class Chart {
     const at = this.plot.cursor.idx;
     this.readout(at !== undefined && at !== null && at < data[0].length ? at : null);
   }
+
+  remove() { this.plot.destroy(); this.sizes.disconnect(); }
 
   rebuild() { this.#build(); this.#describe(); }
 
@@ -239,7 +243,7 @@ function told(sample) {
   return parts;
 }
 
-// -- the three together ------------------------------------------------------------------------------------------------
+// -- all of them together ----------------------------------------------------------------------------------------------
 
 const part = (name, value, kind = "") => {
   const node = document.createElement("span");
@@ -250,9 +254,14 @@ const part = (name, value, kind = "") => {
   return node;
 };
 
+const ITERATIONS = { axis: { incrs: [1, 2, 5].flatMap((m) => Array.from({ length: 9 }, (_, p) => m * 10 ** p)).sort((a, b) => a - b), values: (_, splits) => splits.map(count), space: 70 } };
+const short = (v) => (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(0) : String(Number(v.toPrecision(6))));
+
 export class Charts {
-  constructor(run, boxes, readouts) {
+  constructor(run, boxes, readouts, frame) {
     this.run = run;
+    this.frame = frame; // (name) -> the elements of one more chart
+    this.series = new Map(); // name -> its chart, made when there is something to draw
     const seconds = { axis: { incrs: STEPS_SECONDS, values: (_, splits) => splits.map(clock), space: 70 } };
     const smoothed = () => run.smoothing > 0;
     this.loss = new Chart(boxes.loss, {
@@ -263,8 +272,8 @@ export class Charts {
         { colour: () => (smoothed() ? "loss-raw" : "loss"), width: 1.25 },
         { colour: () => "loss", width: 2.25 },
       ],
-      x: { axis: { incrs: [1, 2, 5].flatMap((m) => Array.from({ length: 9 }, (_, p) => m * 10 ** p)).sort((a, b) => a - b), values: (_, splits) => splits.map(count), space: 70 } },
-      y: { format: (v) => (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(0) : String(Number(v.toPrecision(6)))) },
+      x: ITERATIONS,
+      y: { format: short },
       draw: (plot, paint) => { epochs(plot, paint, run); handovers(plot, paint, run); crosses(plot, paint, run); },
       readout: (idx) => this.#lossReadout(readouts.loss, idx),
     });
@@ -292,21 +301,32 @@ export class Charts {
 
   #link() {
     const { loss, utilisation, memory, run } = this;
-    loss.onCursor = (iteration) => {
-      const time = iteration === null ? null : run.timeOf(iteration);
-      for (const chart of [utilisation, memory]) chart.point(time === null ? null : time - run.start);
-    };
+    this.#follow(loss);
     for (const [chart, other] of [[utilisation, memory], [memory, utilisation]]) {
       chart.onCursor = (time) => {
         other.point(time);
-        loss.point(time === null ? null : run.iterationOf(time + run.start));
+        const iteration = time === null ? null : run.iterationOf(time + run.start);
+        for (const each of this.#byIteration()) each.point(iteration);
       };
       chart.onZoom = (range) => { other.follow(range); };
     }
     for (const event of ["labapex:theme"]) document.addEventListener(event, () => this.all((chart) => chart.rebuild()));
   }
 
-  all(action) { for (const chart of [this.loss, this.utilisation, this.memory]) action(chart); }
+  all(action) { for (const chart of [...this.#byIteration(), this.utilisation, this.memory]) action(chart); }
+
+  #byIteration() { return [this.loss, ...this.series.values()]; }
+
+  // Let a chart against iterations lead all others.
+  #follow(chart) {
+    const { run } = this;
+    chart.onCursor = (iteration) => {
+      const time = iteration === null ? null : run.timeOf(iteration);
+      for (const other of [this.utilisation, this.memory]) other.point(time === null ? null : time - run.start);
+      for (const other of this.#byIteration()) if (other !== chart) other.point(iteration);
+    };
+    chart.onZoom = (range) => { for (const other of this.#byIteration()) if (other !== chart) other.follow(range); };
+  }
 
   drawLoss() {
     const { run } = this;
@@ -322,7 +342,39 @@ export class Charts {
     this.memory.setData([time, memory]);
   }
 
-  restart() { this.all((chart) => { chart.zoomed = false; }); }
+  drawSeries() {
+    for (const [name, columns] of this.run.series) {
+      if (!this.series.has(name)) this.series.set(name, this.#one(name));
+      const chart = this.series.get(name);
+      if (chart.data !== columns) chart.setData(columns);
+    }
+  }
+
+  #one(name) {
+    const { run } = this, { box, readout } = this.frame(name);
+    const chart = new Chart(box, {
+      label: ([x, y]) => `${name} against iterations, as the script tells it: ${count(x.length)} points${x.length ? `, last ${figure(y[y.length - 1])}` : ""}.`,
+      series: [{ colour: () => "told" }],
+      x: ITERATIONS,
+      y: { format: short },
+      readout: (idx) => {
+        const [x, y] = run.series.get(name) ?? [[], []], at = idx ?? x.length - 1;
+        if (at < 0 || at >= x.length) { readout.replaceChildren(); return; }
+        readout.replaceChildren(
+          part(idx === null ? "latest: iteration" : "iteration", count(x[at])),
+          y[at] === null ? part("", "not a finite number", "bad") : part("", figure(y[at])),
+        );
+      },
+    });
+    this.#follow(chart);
+    return chart;
+  }
+
+  restart() {
+    this.all((chart) => { chart.zoomed = false; });
+    for (const chart of this.series.values()) chart.remove();
+    this.series.clear();
+  }
 
   #lossReadout(box, idx) {
     const { run } = this;

@@ -13,7 +13,7 @@ const set = (name, text) => { const node = $(name); if (node.textContent !== tex
 const run = new Run();
 const log = new Console($("console"), $("jump"));
 const charts = new Charts(run, { loss: $("loss"), utilisation: $("utilisation"), memory: $("memory") },
-  { loss: $("loss-readout"), utilisation: $("utilisation-readout"), memory: $("memory-readout") });
+  { loss: $("loss-readout"), utilisation: $("utilisation-readout"), memory: $("memory-readout") }, seriesFrame);
 let drawn = { generation: run.generation, losses: -1, samples: -1, handovers: 0, state: null, rules: "" };
 let scheduled = false;
 
@@ -25,6 +25,7 @@ function draw() {
   if (!job) return;
   if (drawn.generation !== run.generation) {
     charts.restart();
+    $("series").replaceChildren();
     log.clear();
     if (drawn.state !== null) log.note("— the job went to another worker and begins again —");
     drawn = { ...drawn, generation: run.generation, losses: -1, samples: -1, handovers: 0, rules: "" };
@@ -35,12 +36,25 @@ function draw() {
   }
   if (drawn.losses !== run.losses.length) { drawn.losses = run.losses.length; charts.drawLoss(); }
   if (drawn.samples !== run.samples.length) { drawn.samples = run.samples.length; charts.drawSamples(); }
+  $("told").hidden = run.series.size === 0;
+  charts.drawSeries();
   log.append(run.takeConsole());
   drawState(job);
   drawFigures(job);
   drawRules();
   page.dataset.points = run.losses.length;
   page.dataset.state = job.state;
+}
+
+// One more chart below the others, for a series of the script's own.
+function seriesFrame(name) {
+  const frame = document.getElementById("series-template").content.firstElementChild.cloneNode(true);
+  frame.querySelector("h3").textContent = name;
+  frame.dataset.series = name;
+  $("series").append(frame);
+  const box = frame.querySelector(".plot");
+  listen(box);
+  return { box, readout: frame.querySelector(".readout") };
 }
 
 function drawState(job) {
@@ -158,10 +172,11 @@ async function readClock() {
   }
 }
 page.addEventListener("pointerenter", readClock);
-for (const box of page.querySelectorAll(".plot")) {
+function listen(box) {
   box.addEventListener("pointermove", readClock, { passive: true });
   box.addEventListener("focus", readClock);
 }
+page.querySelectorAll(".plot").forEach(listen);
 
 // -- controls ----------------------------------------------------------------------------------------------------------
 

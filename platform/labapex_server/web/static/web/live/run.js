@@ -22,6 +22,7 @@ export class Run {
     this.console = []; // what arrived since the view last took it
     this.clock = []; // [iteration, Unix time], ascending
     this.rules = [];
+    this.series = new Map(); // what the script tells itself: name -> [iterations, values]
     this.handovers = []; // where another host went on: {iteration, before, after}
     this.generation += 1;
   }
@@ -31,6 +32,11 @@ export class Run {
     for (const column of [this.iterations, this.losses]) column.splice(kept);
     this.missing = this.missing.filter((iteration) => iteration < kept);
     this.clock = this.clock.filter(([iteration]) => iteration < kept);
+    for (const [name, columns] of this.series) {
+      const count = columns[0].filter((iteration) => iteration <= kept).length; // a point there was told before its iteration
+      if (count) this.series.set(name, columns.map((column) => column.slice(0, count)));
+      else this.series.delete(name);
+    }
     this.setSmoothing(this.smoothing);
   }
 
@@ -47,6 +53,7 @@ export class Run {
     const last = this.samples.length ? this.samples[this.samples.length - 1].at : -Infinity;
     for (const sample of events.samples) if (sample.at > last) this.samples.push(sample);
     this.console.push(...events.console);
+    for (const { name, iterations, values } of events.series) this.#tell(name, iterations, values);
     for (const rule of events.rules) {
       const at = this.rules.findIndex((known) => known.rule === rule.rule);
       if (at < 0) this.rules.push(rule);
@@ -61,6 +68,18 @@ export class Run {
     this.losses.push(value);
     if (value === null) this.missing.push(iteration);
     this.smooth.push(this.#average(value));
+  }
+
+  // Sent twice after a reconnect, or told again of the same iteration: the later value takes the earlier one's place.
+  #tell(name, iterations, values) {
+    const [x, y] = this.series.get(name) ?? [[], []];
+    for (let i = 0; i < iterations.length; i++) {
+      const last = x.length ? x[x.length - 1] : -1;
+      if (iterations[i] < last) continue;
+      if (iterations[i] > last) x.push(iterations[i]);
+      y[x.length - 1] = values[i];
+    }
+    this.series.set(name, [x, y]); // another array, so that a view sees that it changed
   }
 
   // Exponential moving average without the bias of its start (Adam's correction): the first point is itself.
