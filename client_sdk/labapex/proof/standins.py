@@ -10,7 +10,7 @@ from typing import Any
 from labapex.proof.scalars import Scalars
 
 _HARMLESS = {
-    "close", "define_metric", "flush", "log_param", "log_params", "login", "set_experiment", "set_tag", "set_tags",
+    "_label", "close", "define_metric", "flush", "log_param", "log_params", "login", "set_experiment", "set_tag", "set_tags",
     "set_tracking_uri",
 }  # fmt: skip
 """Calls with which no figure is lost."""
@@ -24,6 +24,8 @@ class Quiet:
         self._labapex_scalars = scalars
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_labapex"):  # derived from, and not initialized
+            raise AttributeError(name)
         return _quiet(self._labapex_name, name, self._labapex_scalars)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
@@ -54,7 +56,7 @@ class Quiet:
 
 
 def _quiet(owner: str, name: str, scalars: Scalars) -> Quiet:
-    if name.startswith("__"):
+    if name.startswith("__"):  # what Python asks objects for
         raise AttributeError(name)
     if name not in _HARMLESS:
         scalars.say(f"{owner}.{name}", f"{owner}.{name} does nothing here: only scalars are kept")
