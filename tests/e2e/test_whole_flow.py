@@ -207,6 +207,8 @@ def test_a_job_that_starts_from_a_verified_one_is_certified_as_its_child(digits:
     with stack.worker("warm"):
         said = stack.cli("run", folder, "--yes", "--json")
     assert said.code == 0, said.err
+    told = stack.cli("metrics", said.summary["job"], "--json").summary["series"]
+    assert told == {"done": [[10, 1.0], [20, 2.0], [30, 3.0]]}  # by a logger that is not installed
     assert said.summary["rules"]["provenance"] == {"value": 0.0, "limit": 0.0, "result": "pass"}
     assert stack.cli("pull", said.summary["job"], "-o", pulled).code == 0
     checked = stack.cli("verify", pulled / "certificate.json", "--json").summary["statement"]["predicate"]
@@ -214,10 +216,6 @@ def test_a_job_that_starts_from_a_verified_one_is_certified_as_its_child(digits:
     assert (checked["origin"]["tensors"], checked["origin"]["unproven"]) == (4, 0)
     parent = json.loads(digits.certificate)["predicate"]["origin"]["success"]
     assert checked["origin"]["success"] == parent < 1  # all six segments of the child were replayed
-    metrics = stack.cli("metrics", said.summary["job"], "--json").summary
-    assert metrics["series"] == {
-        "done": [[10, 1.0], [20, 2.0], [30, 3.0]]
-    }  # told by a logger that nobody has installed
 
 
 # -- nobody sees what is in it -----------------------------------------------------------------------------------------
