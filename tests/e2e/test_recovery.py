@@ -18,7 +18,7 @@ PAUSE = 0.1  # seconds an iteration: long enough to be hit in the middle of it
 
 def submit(stack: Stack, folder: Path) -> tuple[UUID, Command]:
     """A job, and somebody who follows it to its end whatever happens."""
-    job = stack.submit(scripts.job(folder, pause=PAUSE))
+    job = stack.submit(scripts.job(folder, pause=PAUSE, audit_segments=2))
     return job, stack.begin("logs", "-f", str(job), "--json")
 
 

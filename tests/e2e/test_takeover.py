@@ -25,13 +25,12 @@ HELD = 6  # the leaf at step 15, in the middle of the second epoch; the host han
 def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A platform that has its hosts hand in a state about each 1.2 seconds."""
     folder = tmp_path_factory.mktemp("takeover")
-    settings = {"LABAPEX_HANDOVER_SECONDS": "1.2", "LABAPEX_AUDIT_SEGMENTS": "4"}
-    with running(request, folder, Stack(folder, settings=settings)) as started:
+    with running(request, folder, Stack(folder, settings={"LABAPEX_HANDOVER_SECONDS": "1.2"})) as started:
         yield started
 
 
 def submit(stack: Stack, folder: Path) -> UUID:
-    return stack.submit(scripts.job(folder, pause=PAUSE, checkpoint_every=EVERY))
+    return stack.submit(scripts.job(folder, pause=PAUSE, checkpoint_every=EVERY, audit_segments=4))
 
 
 def lose(stack: Stack, worker: Worker, job: UUID) -> UUID:

@@ -100,7 +100,9 @@ class JobSpec(Constraints):
     checkpoint_every: int = Field(default=10, ge=1, le=1_000_000)
     budget: Credits
     threads: int = Field(default=1, ge=1, le=256)
-    audit_segments: int = Field(default=0, ge=0, le=MAX_AUDIT_SEGMENTS)  # at least; the platform decides how many more
+    audit_segments: int = Field(
+        default=0, ge=0, le=MAX_AUDIT_SEGMENTS
+    )  # at random; 0: as many as its host's reputation asks for
     top_q: int = Field(default=1, ge=0, le=100)
     start_from: Annotated[
         tuple[Annotated[str, StringConstraints(min_length=1, max_length=MAX_PATH_LENGTH)], ...],

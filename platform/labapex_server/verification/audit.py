@@ -17,34 +17,36 @@ OVERHEAD = 10  # of a trusted host's run at most one segment in so many is train
 LEAST = 4  # but for short runs: where half of the segments are false, that is caught with 94 %
 
 
-def segments(
-    made: int, *, epochs: int, keep_every: int = 1, top_q: int = 1, trusted: bool, wish: int = 0, full: int
-) -> int:
-    """How many are drawn at random of the segments `made`: `full`, of a trusted host half as many and fewer where a tenth of the
-    run would be passed, and `wish`, the client's, at least.
+def segments(made: int, *, epochs: int, keep_every: int = 1, top_q: int = 1, trusted: bool, full: int) -> int:
+    """How many are drawn at random of the segments `made`, unless the client says: `full`, and of a trusted host half as many, or
+    fewer where a tenth of the run would be passed.
 
     First, last and largest updates, which are replayed besides, count among that tenth, and so do the segments by which a replay
     gets to states that were not kept; abrupt changes and doubts, which honest runs rarely have, do not."""
-    if trusted:
-        besides = 2 + top_q * (min(epochs, RANKED_EPOCHS) + 1)
-        tenth = made // (OVERHEAD * keep_every)
-        full = min(full, max(LEAST, min(full // 2, tenth - besides)))
-    return max(wish, full)
+    if not trusted:
+        return full
+    besides = 2 + top_q * (min(epochs, RANKED_EPOCHS) + 1)
+    tenth = made // (OVERHEAD * keep_every)
+    return min(full, max(LEAST, min(full // 2, tenth - besides)))
 
 
 def drawn(lease: Lease) -> int:
-    """How many are drawn of a lease's run now. Of a run that several hosts made, as the least trusted of them deserves."""
+    """How many are drawn of a lease's run now: what the client asked for, and more of a host that lied and has not regained
+    trust; else as many as the host deserves. Of a run that several hosts made the least trusted counts."""
     spec, contract = lease.job.job_spec, lease.terms
-    hosts = Lease.objects.select_related("worker").filter(pk__in=[stint.lease for stint in contract.stints()])
-    return segments(
+    stints = [stint.lease for stint in contract.stints()]
+    hosts = list(Lease.objects.select_related("worker").filter(pk__in=stints))
+    if spec.audit_segments and not any(reputation.of(host.worker).fallen for host in hosts):
+        return spec.audit_segments
+    due = segments(
         len(contract.leaf_steps()) - 1,
         epochs=contract.epochs,
         keep_every=contract.keep_every,
         top_q=spec.top_q,
         trusted=all(_trusted(host) for host in hosts),
-        wish=spec.audit_segments,
         full=settings.LABAPEX.audit_segments,
     )
+    return max(due, spec.audit_segments)
 
 
 def _trusted(host: Lease) -> bool:

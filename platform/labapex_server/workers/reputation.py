@@ -31,6 +31,11 @@ class Reputation:
         return self.in_a_row >= TRUSTED_AFTER
 
     @property
+    def fallen(self) -> bool:
+        """Whether it was found false, or did not open what it was to, and has not regained trust."""
+        return not self.trusted and bool(self.false or self.unopened)
+
+    @property
     def reliability(self) -> float:
         """The share of its leases that it brought to their end; 1 where it had none."""
         ended = self.verified + self.false + self.unopened

@@ -85,7 +85,17 @@ def test_what_goes_well_while_a_run_goes_on_does_not_lower_its_audit_and_what_go
 def test_what_the_client_asked_for_is_never_lowered(rig: Host, researcher: User) -> None:
     for _ in range(TRUSTED_AFTER):
         settled(leased(researcher, rig))
-    assert audit.drawn(leased(researcher, rig, audit_segments=30)) == 30
+    asked = leased(researcher, rig, audit_segments=30)
+    assert audit.drawn(asked) == 30
+    settled(asked, "replay")
+    assert audit.drawn(leased(researcher, rig, audit_segments=100)) == 100
+
+
+def test_a_client_may_ask_for_less_but_not_of_a_host_that_lied(rig: Host, researcher: User) -> None:
+    asked = leased(researcher, rig, audit_segments=2)
+    assert audit.drawn(asked) == 2
+    settled(asked, "opening")
+    assert audit.drawn(leased(researcher, rig, audit_segments=2)) == FULL
 
 
 def test_nobody_earns_trust_by_jobs_of_his_own_but_loses_it_by_them(rig: Host, researcher: User) -> None:

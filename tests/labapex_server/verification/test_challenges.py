@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.conf import settings
 from tests.labapex_server.gateway.stage import Host, Run, a_run, a_state, queued_job
 from tests.labapex_server.scenes import finished, opened, stand_in
 
@@ -180,8 +179,7 @@ def doubt_once(segment: int, index: int) -> doubting.Doubt:
 def few(researcher: User, rig: Host, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run of 21 leaves, of which a few are opened, whose replay is believed."""
     made = a_run(queued_job(researcher, per_epoch=20, every=2), rig)
-    Job.objects.update(spec=Job.objects.get().spec | {"top_q": 0})
-    monkeypatch.setattr(settings, "LABAPEX", settings.LABAPEX.model_copy(update={"audit_segments": 1}))
+    Job.objects.update(spec=Job.objects.get().spec | {"audit_segments": 1, "top_q": 0})
     monkeypatch.setattr(doubting, "decide", lambda results: ("verified", None, ""))
     finished(made)
     opened(made)
