@@ -268,13 +268,14 @@ def test_whoever_gets_the_proof_draws_chunk_and_states_again(run: Run, tmp_path:
 def test_a_platform_that_did_not_ask_for_what_its_nonces_give_is_told_so(run: Run, tmp_path: Path, field: str) -> None:
     proof = the_proof(run, tmp_path / "proof")
     assert proof.asked is not None
-    changes: dict[str, Any] = {
-        "nonce": "0" * 64,
-        "indices": proof.asked.indices[1:],
-        "segments": proof.asked.segments[1:],
-        "evaluations": proof.asked.evaluations[1:],
-        "chunk": 1,
+    changes: dict[str, list[Any]] = {
+        "nonce": [f"{number:064x}" for number in range(16)],  # of so few segments another nonce may draw the same
+        "indices": [proof.asked.indices[1:]],
+        "segments": [proof.asked.segments[1:]],
+        "evaluations": [proof.asked.evaluations[1:]],
+        "chunk": [1],
     }
-    other = replace(proof, asked=proof.asked.model_copy(update={field: changes[field]}))
+    others = [replace(proof, asked=proof.asked.model_copy(update={field: value})) for value in changes[field]]
     with pytest.raises(Tampered, match=r"challenge\.json asks for (an)?other"):
-        look(other, random.Random(1))
+        for other in others:
+            look(other, random.Random(1))
