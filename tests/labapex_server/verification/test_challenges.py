@@ -277,5 +277,4 @@ def test_a_platform_that_did_not_ask_for_what_its_nonces_give_is_told_so(run: Ru
     }
     others = [replace(proof, asked=proof.asked.model_copy(update={field: value})) for value in changes[field]]
     with pytest.raises(Tampered, match=r"challenge\.json asks for (an)?other"):
-        for other in others:
-            look(other, random.Random(1))
+        [look(other, random.Random(1)) for other in others]
