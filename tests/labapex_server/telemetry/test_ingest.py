@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-import types
 from functools import partial
 from typing import Any
 
@@ -14,6 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Flaky
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from tests.labapex_server.telemetry.executable import Executable, a_contract, a_sample, rehashed
+from tests.labapex_server.telemetry.mutation import mutant_module
 
 from labapex.errors import MalformedInput
 from labapex.protocol.frames import Ack, Data, Nack, Welcome, from_agent, genesis
@@ -367,16 +366,6 @@ TestLine = Line.TestCase
 TestLine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
-def mutant(before: str, after: str) -> types.ModuleType:
-    """The receiver with one rule broken."""
-    source = inspect.getsource(ingest)
-    assert source.count(before) == 1, before
-    module = types.ModuleType("mutant")
-    module.__dict__["__name__"] = ingest.__name__  # dataclasses look their module up
-    exec(compile(source.replace(before, after), "mutant", "exec"), module.__dict__)
-    return module
-
-
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -387,7 +376,7 @@ def mutant(before: str, after: str) -> types.ModuleType:
     ],
 )
 def test_the_same_line_finds_a_broken_receiver(before: str, after: str) -> None:
-    broken = type("Broken", (Line,), {"module": mutant(before, after)})
+    broken = type("Broken", (Line,), {"module": mutant_module(ingest, before, after)})
     quick = settings(
         max_examples=400,
         stateful_step_count=30,
