@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 from urllib.parse import urlsplit
 
 from labapex_server.lib.config import Config
 
-LABAPEX = Config()
+LABAPEX = Config(_secrets_dir=os.environ.get("LABAPEX_SECRETS_DIR"))
 LABAPEX.private_folder()
 
 DEBUG = LABAPEX.debug

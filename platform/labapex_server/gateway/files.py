@@ -156,7 +156,7 @@ def _wheel(lease: Lease, sha256: str) -> Layout:
     for lock in (named.requirements, *([named.torch.packages] if named.torch else [])):
         for wheel in lock.wheels:
             if wheel.sha256 == sha256:
-                return Layout((packages.path(wheel),), (wheel.size,))
+                return Layout((packages.kept(wheel),), (wheel.size,))
     raise Missing("this lease needs no such wheel")
 
 

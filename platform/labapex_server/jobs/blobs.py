@@ -18,12 +18,12 @@ from django.conf import settings
 from django.db import IntegrityError, transaction
 
 from labapex.errors import Tampered
-from labapex.sealing import new_key, open_stream, seal_on, seal_stream, sealed_so_far
+from labapex.sealing import Sealed, new_key, open_stream, seal_on, seal_stream, sealed_so_far
 from labapex_server.accounts.models import User
 from labapex_server.jobs.models import Blob
 from labapex_server.lib import clock, keys
+from labapex_server.lib import store as files
 from labapex_server.lib.errors import DigestMismatch, OffsetMismatch, Refused, TooLarge
-from labapex_server.lib.files import fsync_folder
 
 
 class Readable(Protocol):
@@ -58,9 +58,8 @@ def store(owner: User, digest: str, stream: Readable, *, size: int, offset: int 
     if offset and not 0 < offset < size:
         raise OffsetMismatch(f"there is nothing at byte {offset} of {size}", begun(owner, digest))
     known = find(owner, digest)
-    if known is not None and known.path.exists():
+    if known is not None and files.size(known.path) is not None:
         return known, False
-    folder: Path = settings.LABAPEX.private_folder("blobs", str(owner.pk), digest[:2])
     with _unfinished(owner, digest, offset) as (file, path, key):
         rest = _Exactly(stream, size - offset)
         try:
@@ -73,9 +72,7 @@ def store(owner: User, digest: str, stream: Readable, *, size: int, offset: int 
         try:
             if sealed.digest_plain != digest:
                 raise DigestMismatch("the bytes do not have the digest they were announced with; send the file again")
-            return _enter(
-                owner, digest, path, folder / digest, key, sealed.size, sealed.sealed_digest, sealed.sealed_size
-            )
+            return _enter(owner, digest, path, key, sealed)
         finally:
             path.unlink(missing_ok=True)
 
@@ -88,7 +85,7 @@ def open_into(blob: Blob, target: Path) -> None:
 
 def open_sealed(blob: Blob) -> BinaryIO:
     """The sealed file, to read."""
-    return blob.path.open("rb")
+    return files.fetch(blob.path).open("rb")
 
 
 def content_key(blob: Blob) -> bytes:
@@ -163,32 +160,29 @@ def _create(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w+b")
 
 
-def _enter(
-    owner: User, digest: str, temporary: Path, final: Path, key: bytes, size: int, sealed_digest: str, sealed_size: int
-) -> tuple[Blob, bool]:
+def _enter(owner: User, digest: str, made: Path, key: bytes, sealed: Sealed) -> tuple[Blob, bool]:
     """Row and file belong together by key: of two uploads at once the first row wins, and only its file is kept."""
-    fields = {
-        "size": size,
-        "sealed_digest": sealed_digest,
-        "sealed_size": sealed_size,
-        "wrapped_key": keys.wrap(key, _purpose(owner.pk, digest)),
-        "created_at": clock.now(),
-    }
+    blob = Blob(
+        owner=owner,
+        digest=digest,
+        size=sealed.size,
+        sealed_digest=sealed.sealed_digest,
+        sealed_size=sealed.sealed_size,
+        wrapped_key=keys.wrap(key, _purpose(owner.pk, digest)),
+        created_at=clock.now(),
+    )
+    files.keep(made, blob.path)
     try:
         with transaction.atomic():
-            blob = Blob.objects.create(owner=owner, digest=digest, **fields)
-            temporary.rename(final)
-            fsync_folder(final.parent)
+            blob.save(force_insert=True)
         return blob, True
     except IntegrityError:
-        blob = Blob.objects.get(owner=owner, digest=digest)
-    if not blob.path.exists():  # the row outlived its file: a restored database, a lost disk
-        with transaction.atomic():
-            blob = Blob.objects.select_for_update().get(pk=blob.pk)
-            Blob.objects.filter(pk=blob.pk).update(**fields)
-            temporary.rename(final)
-            fsync_folder(final.parent)
-            blob.refresh_from_db()
+        first = Blob.objects.get(owner=owner, digest=digest)
+    if files.size(first.path) is not None:
+        files.delete(blob.path)
+        return first, False
+    blob.pk = first.pk  # the row outlived its file: a restored database, a lost disk
+    blob.save(force_update=True)
     return blob, False
 
 

@@ -35,8 +35,8 @@ class Blob(models.Model):
 
     @property
     def path(self) -> Path:
-        """The sealed file."""
-        return Path(settings.LABAPEX.home) / "blobs" / str(self.owner_id) / self.digest[:2] / self.digest
+        """Where the sealed file is kept (`lib.store`). Each sealing has a place of its own, as it has a key of its own."""
+        return Path(settings.LABAPEX.home) / "blobs" / str(self.owner_id) / self.digest[:2] / self.sealed_digest
 
 
 class Job(models.Model):

@@ -30,8 +30,7 @@ from labapex import environments
 from labapex.errors import LabApexError, MalformedInput
 from labapex.protocol.requirements import MAX_WHEEL_BYTES, MAX_WHEELS, Lock, Package, Wheel
 from labapex_server.jobs.models import Job
-from labapex_server.lib import childprocess
-from labapex_server.lib.files import keep_file
+from labapex_server.lib import childprocess, store
 
 log = logging.getLogger(__name__)
 
@@ -71,20 +70,28 @@ def environment(job: Job) -> Iterator[Path | None]:
     if not locked.wheels:
         yield None
         return
-    wheels = {wheel: path(wheel) for wheel in locked.wheels}
-    if gone := [wheel.file for wheel, file in wheels.items() if not file.is_file()]:
-        raise LabApexError(f"{gone[0]} is no longer among the platform's wheels; jobs that need it cannot go on")
-    store = environments.Store(settings.LABAPEX.private_folder("environments"), settings.LABAPEX.environments_bytes)
+    wheels = {wheel: kept(wheel) for wheel in locked.wheels}
+    found = environments.Store(settings.LABAPEX.private_folder("environments"), settings.LABAPEX.environments_bytes)
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(store.held(locked, wheels))
+            folder = stack.enter_context(found.held(locked, wheels))
         except MalformedInput as error:
             raise NotToBeHad(str(error)) from None
         yield folder
 
 
+def kept(wheel: Wheel) -> Path:
+    """A wheel, on this disk. Raises `LabApexError` where it is no longer kept."""
+    try:
+        return store.fetch(path(wheel))
+    except FileNotFoundError:
+        raise LabApexError(
+            f"{wheel.file} is no longer among the platform's wheels; jobs that need it cannot go on"
+        ) from None
+
+
 def path(wheel: Wheel) -> Path:
-    """Where a wheel is kept."""
+    """The place at which a wheel is kept (`lib.store`)."""
     folder: Path = settings.LABAPEX.home / "wheels"
     return folder / wheel.sha256[:2] / wheel.sha256
 
@@ -241,9 +248,9 @@ def _kept(folder: Path, bound: tuple[Package, ...]) -> Lock:
         locked = Lock(python="{}.{}".format(*sys.version_info), given=bound, wheels=wheels)
     except ValidationError:
         raise NotToBeHad("the index gave two wheels of one package") from None
-    settings.LABAPEX.private_folder("wheels")
     for wheel, file in found:
-        keep_file(file, path(wheel))
+        if store.size(path(wheel)) is None:
+            store.keep(file, path(wheel))
     return locked
 
 

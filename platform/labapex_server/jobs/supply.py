@@ -30,7 +30,7 @@ def lock(beat: Callable[[], None]) -> SuppliedTorch:
     Raises `LabApexError` where the index has none that unpack to the very build that the platform has."""
     locked = packages.resolve_own(beat)
     with childprocess.private_folder("torch") as folder:  # as hosts will unpack it
-        wheels = {wheel: packages.path(wheel) for wheel in locked.wheels}
+        wheels = {wheel: packages.kept(wheel) for wheel in locked.wheels}
         environments.unpack(locked, wheels, folder, limit=settings.LABAPEX.environments_bytes)
         made = installed.find([folder])
     own = _own()

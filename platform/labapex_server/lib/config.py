@@ -1,4 +1,5 @@
-"""Every setting of the platform in one typed place, read from the environment with the prefix `LABAPEX_`.
+"""Every setting of the platform in one typed place, read from the environment with the prefix `LABAPEX_`, or from files of
+the same names in lower case in `LABAPEX_SECRETS_DIR`: what is secret need not stand in an environment.
 
 With none set, the platform is complete on one machine: SQLite, Celery inside the process, files under `var/platform`.
 """
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from labapex.errors import UsageError
@@ -32,6 +33,14 @@ class Config(BaseSettings):
     broker_url: str = "memory://"  # or redis://.., amqp://..
     queue: str = "labapex"  # on the broker; platforms that share a broker need one each
     channel_url: str | None = None  # redis://..; None: within the process
+    object_store_url: str = Field(
+        default="", pattern=r"^(s3://[a-z0-9][a-z0-9.-]+(/[\w./-]+)?)?$"
+    )  # empty: `home` is all
+    object_store_endpoint: str = ""  # http(s)://..; empty: Amazon's
+    object_store_region: str = ""
+    object_store_key: SecretStr = SecretStr("")  # empty: as boto3 finds it
+    object_store_secret: SecretStr = SecretStr("")
+    object_cache_bytes: int = 50 * 2**30  # copies on this machine's disk of what the object store has
 
     # what a client may hand in
     data_limit_bytes: int = 2 * 2**30

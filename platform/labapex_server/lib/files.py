@@ -36,14 +36,3 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def keep_file(made: Path, final: Path) -> None:
-    """Move a complete file of this disk to where it is kept (0600), durably; one that is there already stays."""
-    final.parent.mkdir(mode=0o700, exist_ok=True)
-    with made.open("rb") as file:
-        os.fchmod(file.fileno(), 0o600)
-        os.fsync(file.fileno())
-    if not final.exists():
-        made.rename(final)
-        fsync_folder(final.parent)

@@ -24,6 +24,7 @@ MEANING = {
     "length-required": "Send Content-Length, and no chunked encoding.",
     "too-large": "The body is longer than is accepted here.",
     "too-slow": "The body stopped coming.",
+    "store-silent": "The platform's store of files does not answer. Try again in a minute.",
     "offset-mismatch": "The upload goes on from another place; Upload-Offset of the answer says from which.",
     "digest-mismatch": "The bytes are not those that were announced.",
     "idempotency-key-reused": "This idempotency key came with another request before.",

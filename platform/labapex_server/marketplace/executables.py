@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 import shutil
 import tempfile
 import threading
@@ -20,20 +21,19 @@ from labapex.protocol.manifest import Manifest, Section, SuppliedTorch
 from labapex_server.jobs import limits as job_limits
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
-from labapex_server.lib import trust
+from labapex_server.lib import store, trust
 from labapex_server.lib.errors import Conflict
 from labapex_server.marketplace import releases
 from labapex_server.marketplace.models import Lease
 
+_PARTS = ("bootloader", "runner.pkg")
 _loading = threading.Lock()
 
 
 def runner() -> Runner:
     """The frozen runner that jobs are given. Raises `MalformedInput` where it was not built."""
     folder = settings.LABAPEX.runner_dir
-    stamps = tuple(
-        (folder / name).stat().st_mtime_ns for name in ("bootloader", "runner.pkg") if (folder / name).exists()
-    )
+    stamps = tuple((folder / name).stat().st_mtime_ns for name in _PARTS if (folder / name).exists())
     with _loading:  # it is digested once, not once in each thread
         return _load(folder, stamps)
 
@@ -45,34 +45,45 @@ def _load(folder: Path, stamps: tuple[int, ...]) -> Runner:
 
 def runner_of(lease: Lease) -> Path:
     """The very runner that a lease was given, as a program: after an upgrade too, its work is judged by its own engine."""
-    return _kept(Manifest.model_validate(lease.manifest).runner) / "runner"
+    folder = _kept(lease)
+    program = folder / "runner"
+    if not program.exists():
+        draft = folder / f".runner.{secrets.token_hex(8)}"
+        with draft.open("wb") as whole:
+            for name in _PARTS:
+                whole.write((folder / name).read_bytes())
+        draft.chmod(0o755)
+        folder.chmod(0o755)  # the sandbox's user looks in; `home` above stays closed
+        draft.rename(program)
+    return program
 
 
-def _kept(runner: str) -> Path:
-    folder: Path = settings.LABAPEX.home / "runners" / runner
+def _kept(lease: Lease) -> Path:
+    """The folder with the parts of the runner that a lease was given."""
+    folder = _folder(Manifest.model_validate(lease.manifest).runner)
+    for name in _PARTS:
+        store.fetch(folder / name)
+    return folder
+
+
+def _folder(runner: str) -> Path:
+    folder: Path = settings.LABAPEX.private_folder("runners") / runner
     return folder
 
 
 def _keep(made: Runner) -> None:
-    """Copy the current runner to where it is found by its digest. Raises `Conflict` while it is being replaced."""
-    final = _kept(made.digest)
-    if final.exists():
+    """Keep the current runner where it is found by its digest. Raises `Conflict` while it is being replaced."""
+    final = _folder(made.digest)
+    if all(store.size(final / name) is not None for name in _PARTS):
         return
     draft = Path(tempfile.mkdtemp(prefix="draft-", dir=settings.LABAPEX.private_folder("runners")))
     try:
-        with (draft / "runner").open("wb") as whole:
-            for part in (made.bootloader, made.archive):
-                shutil.copyfile(part, draft / part.name)
-                whole.write((draft / part.name).read_bytes())
-        (draft / "runner").chmod(0o755)
-        draft.chmod(0o755)  # the sandbox's user looks in; `home` above stays closed
+        for part in (made.bootloader, made.archive):
+            shutil.copyfile(part, draft / part.name)
         if load_runner(draft).digest != made.digest:
             raise Conflict("the runner is being replaced; try again")
-        try:
-            draft.rename(final)
-        except OSError:
-            if not final.exists():  # else another process was first
-                raise
+        for name in _PARTS:
+            store.keep(draft / name, final / name)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -151,7 +162,7 @@ def manifest(
         _keep(made)
         release = releases.of_runner(made)
     else:
-        made, release = _load(runner_of(before).parent, ()), Manifest.model_validate(before.manifest).release
+        made, release = _load(_kept(before), ()), Manifest.model_validate(before.manifest).release
     key, _ = trust.signer("manifest")
     sections = [describe(_index(job))]
     sections += [Section(digest=blob.sealed_digest, size=blob.sealed_size) for _, blob in jobs.parts(job)]
@@ -172,8 +183,8 @@ def manifest(
 def executable_parts(lease: Lease) -> Layout:
     """All of a lease's executable in order, to be streamed from any offset."""
     job = lease.job
-    sections: list[bytes | Path] = [_index(job), *(blob.path for _, blob in jobs.parts(job))]
-    made = _load(runner_of(lease).parent, ())
+    sections: list[bytes | Path] = [_index(job), *(store.fetch(blob.path) for _, blob in jobs.parts(job))]
+    made = _load(_kept(lease), ())
     return layout(made, sections, Manifest.model_validate(lease.manifest), bytes(lease.manifest_signature))
 
 

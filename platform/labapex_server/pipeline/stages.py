@@ -24,6 +24,7 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.jobs.states import allowed
 from labapex_server.lib import clock
+from labapex_server.lib.store import StoreSilent
 from labapex_server.marketplace import services as marketplace
 from labapex_server.transparency import certificates
 from labapex_server.verification import services as verification
@@ -90,6 +91,9 @@ def work(job_id: UUID, state: JobState, stage: Callable[[Job, Beat], None]) -> b
     except SandboxUnavailable as error:  # trying again mends nothing
         log.error("job %s: %s", job_id, error)
         _give_up(job, "the platform cannot run foreign code safely at the moment; nothing was charged")
+    except StoreSilent:  # which passes, and is no attempt of the job's
+        Job.objects.filter(pk=job.pk, claimed_by=owner).update(stage_attempts=F("stage_attempts") - 1)
+        _rest(job, owner)
     except Exception as error:
         log.exception("job %s failed at stage %s, attempt %d", job_id, state, job.stage_attempts)
         if job.stage_attempts >= settings.LABAPEX.max_attempts and allowed(state, JobState.FAILED):

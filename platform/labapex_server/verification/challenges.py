@@ -29,7 +29,7 @@ from labapex.protocol.verdict import Weight
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.blobs import Readable
 from labapex_server.jobs.models import Job
-from labapex_server.lib import clock
+from labapex_server.lib import clock, store
 from labapex_server.lib.errors import Conflict, Missing
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import services as telemetry
@@ -58,7 +58,7 @@ def shown(found: Challenge, record: Record) -> tuple[Measured | None, str | None
     if found.chunk is None:
         return None, None
     try:
-        with found.chunks_path.open("rb") as answer:
+        with store.fetch(found.chunks_path).open("rb") as answer:
             return chunks.check(found.lease.terms, record.leaves, found.chunk, answer), None
     except FileNotFoundError:
         return None, f"chunk {found.chunk} of the parameters was not shown"
@@ -67,7 +67,7 @@ def shown(found: Challenge, record: Record) -> tuple[Measured | None, str | None
 
 
 def shown_bytes(found: Challenge) -> int:
-    return found.chunks_path.stat().st_size if found.chunks_path.exists() else 0
+    return store.size(found.chunks_path) or 0
 
 
 # -- what the worker sends ---------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def accept_state(lease: Lease, index: int, stream: Readable) -> bool:
 def opened(lease: Lease) -> list[int]:
     """Leaves whose states are here of those that were asked for."""
     found = Challenge.objects.filter(lease=lease).first()
-    return [] if found is None else list(openings.states(lease.terms, found.all_indices))
+    return [] if found is None else sorted(openings.here(lease.terms, found.all_indices))
 
 
 # -- deadlines ---------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def _leaves(lease: Lease) -> list[Leaf]:
 
 def _to_come(lease: Lease, indices: Iterable[int]) -> list[int]:
     """Those of these states that are not here."""
-    return sorted(set(indices) - openings.states(lease.terms, set(indices)).keys())
+    return sorted(set(indices) - openings.here(lease.terms, set(indices)))
 
 
 def _own_size(terms: Contract, leaves: Sequence[Leaf], number: int) -> int:

@@ -17,8 +17,8 @@ from labapex.errors import MalformedInput
 from labapex.proof import statefile
 from labapex.protocol.contract import Contract
 from labapex_server.jobs.blobs import Readable
+from labapex_server.lib import store
 from labapex_server.lib.errors import Refused, TooLarge
-from labapex_server.lib.files import fsync_folder
 from labapex_server.marketplace.models import Lease
 from labapex_server.verification.models import Challenge, OpenedState
 
@@ -43,8 +43,16 @@ def receive_chunks(challenge: Challenge, stream: Readable, *, size: int, held: b
 
 
 def states(terms: Contract, indices: Collection[int]) -> dict[int, Path]:
-    """The files of those of these states that are here, by leaf: of earlier hosts too, as far as they were handed over."""
-    return {state.index: state.path for state in sorted(opened(terms, indices), key=lambda state: state.index)}
+    """The files, on this disk, of those of these states that the platform has, by leaf: of earlier hosts too, as far as they
+    were handed over."""
+    return {
+        state.index: store.fetch(state.path) for state in sorted(opened(terms, indices), key=lambda state: state.index)
+    }
+
+
+def here(terms: Contract, indices: Collection[int]) -> set[int]:
+    """Which of these states the platform has, without a look at their files."""
+    return {state.index for state in opened(terms, indices)}
 
 
 def opened(terms: Contract, indices: Collection[int]) -> list[OpenedState]:
@@ -72,11 +80,8 @@ def _receive(
                 raise Refused(f"{name}: the upload ended {left} bytes early; send it again")
             if stream.read(1):
                 raise TooLarge(f"{name}: more than the {size} bytes that leaves commit to")
-            file.flush()
-            os.fsync(file.fileno())
         check(temporary)
-        temporary.rename(final)
-        fsync_folder(final.parent)
+        store.keep(temporary, final)
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 from labapex.errors import Tampered
 from labapex.proof import parcel
@@ -14,6 +15,7 @@ from labapex.sealing import open_stream
 from labapex_server.jobs import blobs
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Blob, Job
+from labapex_server.lib import store
 from labapex_server.lib.errors import Missing
 from labapex_server.marketplace.models import Lease
 from labapex_server.verification import evidence, openings
@@ -46,7 +48,7 @@ def prepare(job: Job) -> tuple[Manifest, dict[str, Content]]:
         environment=Environment.model_validate(lease.environment) if lease.environment else None,
         states=openings.states(lease.terms, drawn.all_indices if drawn is not None else ()),
         asked=_asked(lease, drawn) if drawn is not None else None,
-        chunks=drawn.chunks_path if drawn is not None and drawn.chunks_path.exists() else None,
+        chunks=_chunks(drawn),
         verdict=signed,
     )
 
@@ -54,6 +56,12 @@ def prepare(job: Job) -> tuple[Manifest, dict[str, Content]]:
 def stream(manifest: Manifest, contents: dict[str, Content]) -> tuple[int, Iterator[bytes]]:
     """The size of the parcel, and its bytes."""
     return parcel.size(manifest), parcel.pack(manifest, contents)
+
+
+def _chunks(drawn: Challenge | None) -> Path | None:
+    if drawn is None or store.size(drawn.chunks_path) is None:
+        return None
+    return store.fetch(drawn.chunks_path)
 
 
 def _asked(lease: Lease, drawn: Challenge) -> Asked:

@@ -15,7 +15,7 @@ from labapex.errors import MalformedInput
 from labapex.protocol.records import Leaf
 from labapex.protocol.replay import EpochSample, ReplayReport, ReplayRequest
 from labapex_server.jobs import packages
-from labapex_server.lib import childprocess
+from labapex_server.lib import childprocess, store
 from labapex_server.marketplace.executables import runner_of
 from labapex_server.marketplace.models import Lease
 from labapex_server.verification import judgement
@@ -81,7 +81,5 @@ def _keep_weights(lease: Lease, made: Path) -> str | None:
         while chunk := source.read(1 << 20):
             digest.update(chunk)
             target.write(chunk)
-        target.flush()
-        os.fsync(target.fileno())
-    temporary.rename(final)
+    store.keep(temporary, final)
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from uuid import UUID
 from labapex.protocol.contract import Handover
 from labapex.protocol.states import JobState, LeaseState
 from labapex_server.jobs.models import Job
+from labapex_server.lib import store
 from labapex_server.verification import openings
 from labapex_server.verification.models import Challenge, OpenedState
 
@@ -33,7 +34,7 @@ def forget(now: datetime) -> int:
         needed = _needed(job)
         for state in states[job.pk]:
             if (state.lease_id, state.index) not in needed:
-                state.path.unlink(missing_ok=True)
+                store.delete(state.path)
                 state.delete()
                 forgotten += 1
             elif JobState(job.state).ended:

@@ -26,7 +26,7 @@ from labapex.protocol.records import Leaf
 from labapex.protocol.states import LeaseState
 from labapex_server.jobs.blobs import Readable
 from labapex_server.jobs.models import Job
-from labapex_server.lib import clock
+from labapex_server.lib import clock, store
 from labapex_server.lib.errors import Missing, Refused, TooLarge
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
@@ -105,7 +105,7 @@ def handed_over(lease: Lease, index: int) -> Path:
     terms = lease.terms
     if terms.after is None or index != terms.after.index:
         raise Missing("this run does not go on from that state")
-    return OpenedState.objects.get(lease=terms.handovers[-1].lease, index=index).path
+    return store.fetch(OpenedState.objects.get(lease=terms.handovers[-1].lease, index=index).path)
 
 
 # -- when it is lost ---------------------------------------------------------------------------------------------------

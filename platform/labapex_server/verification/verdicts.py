@@ -12,7 +12,7 @@ from labapex.protocol.verdict import SignedVerdict, Verdict
 from labapex.sealing import sign
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
-from labapex_server.lib import clock, keys
+from labapex_server.lib import clock, keys, store
 from labapex_server.lib.errors import Missing, NotFinishedYet, Refused
 from labapex_server.marketplace.models import Lease
 from labapex_server.verification import judgement
@@ -62,6 +62,6 @@ def weights(job: Job) -> tuple[Path, str]:
         raise NotFinishedYet("the job is being settled; ask again in a moment")
     lease = Lease.objects.get(pk=verdict.lease)
     path = judgement.weights_path(lease, settings.LABAPEX.home)
-    if verdict.weights is None or not path.exists():
+    if verdict.weights is None or store.size(path) is None:
         raise Missing("the script kept no weights that could be extracted from its final state")
-    return path, verdict.weights
+    return store.fetch(path), verdict.weights

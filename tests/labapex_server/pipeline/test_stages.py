@@ -15,6 +15,7 @@ from labapex_server.jobs.models import Job
 from labapex_server.jobs.packages import IndexSilent
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock
+from labapex_server.lib.store import StoreSilent
 from labapex_server.pipeline import conveyor, stages
 from labapex_server.pipeline import sweep as sweeping
 from labapex_server.verification import services as verification
@@ -67,6 +68,21 @@ def test_a_claimed_job_is_left_alone(researcher: User) -> None:
     jobs.claim(job.pk, JobState.SUBMITTED, "someone else", 60)
     assert not stages.work(job.pk, JobState.SUBMITTED, stages.preflight)
     assert Job.objects.get().state == JobState.SUBMITTED
+
+
+@pytest.mark.django_db
+def test_a_silent_file_store_costs_a_job_time_and_none_of_its_attempts(researcher: User) -> None:
+    job = submitted(researcher)
+
+    def stage(job: Job, beat: stages.Beat) -> None:
+        raise StoreSilent("does not answer: played")
+
+    for _ in range(10):
+        assert stages.work(job.pk, JobState.SUBMITTED, stage)
+        assert not stages.work(job.pk, JobState.SUBMITTED, stage), "it rests for a while"
+        Job.objects.update(claimed_until=None)
+    job.refresh_from_db()
+    assert (job.state, job.stage_attempts) == (JobState.SUBMITTED, 0)
 
 
 @pytest.mark.django_db
