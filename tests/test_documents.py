@@ -51,7 +51,8 @@ def test_every_setting_is_listed_with_its_default() -> None:
     assert set(listed) == set(Config.model_fields)
     for name, field in Config.model_fields.items():
         if name not in FROM_THE_MACHINE:
-            assert listed[name] == f"`{field.default}`", name
+            default = str(field.default) and f"`{field.default}`"
+            assert listed[name] == (default or "empty"), name
 
 
 def test_every_field_of_a_job_is_listed_with_its_default() -> None:
