@@ -11,7 +11,7 @@ SCHEMA := platform/labapex_server/api/openapi.yaml
 DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test test-torch test-sandbox check schema format lock bench bench-package bench-proof bench-styles gpu-check attacks honest clean
+.PHONY: help setup runner demo test test-torch test-sandbox check schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,7 +68,10 @@ honest: $(VENV)/.complete ## honest runs of every style against every rule, as a
 	$(BIN)/python tests/attacks/honest.py
 
 bench: runner ## ratios against a named baseline, measured in the same run: the short ones
-	@for script in ingest.py 'package.py --quick' 'styles.py functions amp_scaler session_usual' 'proof.py --quick'; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+	@for script in ingest.py 'pages.py --quick' 'package.py --quick' 'styles.py functions amp_scaler session_usual' 'proof.py --quick'; do echo "== $$script"; $(BIN)/python benchmarks/$$script || exit 1; done
+
+bench-pages: $(VENV)/.complete ## how soon a point is on the screen with 100 viewers, and a page of long runs; 2 minutes, QUICK=1 for less
+	@$(BIN)/python benchmarks/pages.py $(if $(QUICK),--quick)
 
 bench-package: runner ## packaging and start-up for 1 MB, 100 MB and 1 GB of data, against a build for each job and a payload at the end
 	@$(BIN)/python benchmarks/package.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -282,26 +283,32 @@ def test_after_a_lost_connection_the_page_asks_for_what_follows_its_cursor(
     books(running.frame)
     drawn(page, 225)
     expect(page.locator("[data-live=connection]")).to_have_text("live")
-    assert lines[0].url.endswith("?cursor=")
-    assert str(running.lease.pk) in lines[1].url
-    assert len(lines) == 2
+    first, second = (parse_qs(line.url.partition("?")[2]) for line in lines)
+    assert first["cursor"] == [f"{running.lease.pk}:0:-1"]
+    assert second["cursor"][0].startswith(f"{running.lease.pk}:8:")
+    assert first["have"] == ["200"]
 
 
-def test_a_message_that_skips_points_makes_the_page_begin_again(running: Story, visit: Callable[..., Any]) -> None:
+def test_a_message_that_skips_points_makes_the_page_begin_again(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
     visitor = visit()
     page, lines = visitor.page, []
 
     def gap_at_first(line: Any) -> None:
-        """The first connection leaves out the beginning; the later ones are honest."""
+        """The first connection leaves out some points; the later ones are honest."""
         server = line.connect_to_server()
         if not lines:
-            server.on_message(lambda text: line.send(json.dumps(json.loads(text) | {"first": 7})))
+            server.on_message(lambda text: line.send(json.dumps(json.loads(text) | {"first": 207})))
         lines.append(line)
 
     page.route_web_socket("**/live/jobs/**", gap_at_first)
     visitor.go(f"/jobs/{running.job.pk}/")
+    expect(page.locator("[data-live=console]")).to_contain_text("digits")
     drawn(page, 200)
-    assert all(line.url.endswith("?cursor=") for line in lines)
+    books(running.frame)
+    drawn(page, 225)
+    assert lines[1].url.endswith("?cursor=&have=0")
     assert len(lines) == 2
 
 
@@ -329,3 +336,42 @@ def test_a_page_left_alone_all_night_comes_back_signed_out_cleanly(running: Stor
     expect(page.locator("#jobs")).to_contain_text("digits-cnn")
     visitor.context.clear_cookies()
     page.wait_for_url("**/login/?next=/jobs/**")
+
+
+def test_a_long_run_is_drawn_in_few_numbers_and_a_zoom_shows_each_point(
+    story: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    def long_run() -> None:
+        story.epochs = 60
+        story.step_seconds = 0.02
+        story.submitted().queued().running()
+        for _ in range(6):
+            story.frame(1000)
+
+    books(long_run)
+    visitor = visit()
+    page = visitor.go(f"/jobs/{story.job.pk}/")
+    expect(page.locator("#live")).to_have_attribute("data-points", "6000")
+    drawn(page, 3000)  # 1,500 buckets with their least and their greatest
+    page.screenshot(path=artefacts() / "live-long.png")
+    books(lambda: story.frame(25))
+    expect(page.locator("#live")).to_have_attribute("data-points", "6025")
+    drawn(page, 3025)
+    box = chart(page).bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 500, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 560, box["y"] + 100, steps=4)
+    with page.expect_response("**/chart/?*"):
+        page.mouse.up()
+    low, high = (float(chart(page).get_attribute(f"data-{end}") or 0) for end in ("min", "max"))
+    inside = round(high) - round(low)
+    expect(chart(page)).not_to_have_attribute("data-points", "3025")
+    assert int(chart(page).get_attribute("data-points") or 0) > 3025 + inside // 2 - 10
+    page.mouse.move(box["x"] + 620, box["y"] + 100)
+    expect(page.locator("[data-live=loss-readout]")).to_contain_text("iteration")
+    page.screenshot(path=artefacts() / "live-long-zoomed.png")
+    page.get_by_label("Smoothing").fill("0.9")
+    page.get_by_role("button", name="Show all").click()
+    expect(chart(page)).to_have_attribute("data-zoomed", "false")
+    assert visitor.complaints == []

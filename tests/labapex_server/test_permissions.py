@@ -122,6 +122,7 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("POST", "jobs/new/"): Page(422),
     ("GET", "jobs/<uuid:job_id>/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/timeline/"): OwnPage(),
+    ("GET", "jobs/<uuid:job_id>/chart/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/clock/"): OwnPage(),
     ("POST", "jobs/<uuid:job_id>/stop/"): OwnPage(302),
     ("GET", "jobs/<uuid:job_id>/verdict/"): OwnPage(404),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
@@ -77,6 +77,10 @@ class Piece:
     @property
     def text(self) -> int:
         return sum(len(line.text) for line in self.console)
+
+    def beyond(self, have: int) -> Piece:
+        """The same to a viewer who has a drawing of the losses before iteration `have`."""
+        return replace(self, losses=()) if self.losses and self.first + len(self.losses) <= have else self
 
     @classmethod
     def of(cls, seq: int, first: int, losses: bytes, extras: dict[str, Any], stop: int | None) -> Piece:
@@ -162,12 +166,14 @@ def length(run: Sequence[Part]) -> int:
     return held + sum(part.count or 0 for part in run)
 
 
-def pieces(run: Sequence[Part], since: int) -> list[Piece]:
-    """The frames of a run from number `since` on, as many as a page holds. They are counted over all of its logs."""
-    return list(page(_pieces(run, since)))
+def pieces(run: Sequence[Part], since: int, have: int = 0) -> list[Piece]:
+    """The frames of a run from number `since` on, as many as a page holds. They are counted over all of its logs.
+
+    Losses before iteration `have` are left out: the viewer has a drawing of them."""
+    return list(page(_pieces(run, since, have)))
 
 
-def _pieces(run: Sequence[Part], since: int) -> Iterator[Piece]:
+def _pieces(run: Sequence[Part], since: int, have: int) -> Iterator[Piece]:
     begin = 0
     for part in run:
         frames = part.frames().filter(seq__gte=max(0, since - begin))
@@ -175,6 +181,8 @@ def _pieces(run: Sequence[Part], since: int) -> Iterator[Piece]:
             chunk_size=200
         ):
             (column,) = cut([(first, bytes(losses))], part.stop)
+            if first + len(column) // 8 <= have:
+                column = b""
             yield Piece.of(begin + seq, first, column, extras, part.stop)
         begin += part.count or 0
 

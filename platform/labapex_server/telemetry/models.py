@@ -39,9 +39,24 @@ class Frame(models.Model):
 
     class Meta:
         constraints = (models.UniqueConstraint(fields=["log", "seq"], name="one_frame_per_seq"),)
+        indexes = (models.Index(fields=["log", "first"], name="frame_by_iteration"),)  # which hold this stretch?
 
     def __str__(self) -> str:
         return f"frame {self.seq} of {self.log_id}"
+
+
+class Summary(models.Model):
+    """The losses of one span of iterations in few numbers, made once from its frames: `telemetry.summaries`."""
+
+    log = models.ForeignKey(Log, on_delete=models.CASCADE, related_name="summaries")
+    first = models.BigIntegerField()
+    bins = models.BinaryField()
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=["log", "first"], name="one_summary_per_span"),)
+
+    def __str__(self) -> str:
+        return f"iterations from {self.first} of {self.log_id}"
 
 
 class Observed(models.Model):

@@ -37,6 +37,7 @@ from labapex_server.telemetry import ingest
 from labapex_server.telemetry.ingest import Accept, Again, Gap, LogState, Refuse, Terms
 from labapex_server.telemetry.models import Frame, Leaf, Log
 from labapex_server.telemetry.signals import progressed
+from labapex_server.telemetry.summaries import summarise
 
 log = logging.getLogger(__name__)
 
@@ -177,6 +178,7 @@ class Writer:
         answers: list[tuple[Submission, Answer]] = []
         entries: list[Entry] = []
         accepted: list[tuple[Data, FrameBody]] = []
+        grown: list[tuple[UUID, int, int]] = []  # from and to how many iterations
         now = clock.now()
         with transaction.atomic():
             for lease in sorted(leases):  # one order in all processes, so that two writers never wait for each other
@@ -185,7 +187,10 @@ class Writer:
                 accepted += outcome.accepted
                 if outcome.entry is not None:
                     entries.append(outcome.entry)
+                    grown.append((lease, outcome.accepted[0][0].first, outcome.entry.state.next))
             _insert(accepted, now.timestamp())
+            for lease, before, after in grown:
+                summarise(lease, before, after)
         due = [entry.lease for entry in entries if now.timestamp() - entry.beat >= 1]
         if due:
             Lease.objects.filter(pk__in=due, state=LeaseState.RUNNING.value).update(

@@ -21,7 +21,9 @@ BAD_CURSOR = 4400
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
-    """`/live/jobs/<uuid>/?cursor=`: sends `labapex.protocol.api.Events` as JSON to the job's owner; hears nothing."""
+    """`/live/jobs/<uuid>/?cursor=&have=`: sends `labapex.protocol.api.Events` as JSON to the job's owner; hears nothing.
+
+    `have`: a page that was given a drawing (`/jobs/<uuid>/chart/`) is not sent the losses before this iteration again."""
 
     async def connect(self) -> None:
         self._feed: asyncio.Task[None] | None = None
@@ -34,10 +36,11 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         query = parse_qs(self.scope["query_string"].decode("latin-1"))
         try:
             cursor = Cursor.parse(query.get("cursor", [""])[0])
-        except Refused:
+            have = int(query.get("have", ["0"])[0][:20])
+        except (Refused, ValueError):
             await self.close(BAD_CURSOR)
             return
-        self._feed = asyncio.get_running_loop().create_task(self._send_events(job_id, cursor))
+        self._feed = asyncio.get_running_loop().create_task(self._send_events(job_id, cursor, have))
 
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         await self.close(BAD_CURSOR)  # the page has nothing to say here
@@ -48,13 +51,13 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             with contextlib.suppress(asyncio.CancelledError):
                 await self._feed
 
-    async def _send_events(self, job_id: UUID, cursor: Cursor) -> None:
+    async def _send_events(self, job_id: UUID, cursor: Cursor, have: int) -> None:
         hub = hubs.watch(job_id)
         shown: JobView | None = None
         try:
             while True:
                 tick = hub.tick
-                page = await hub.since(cursor)
+                page = await hub.since(cursor, have)
                 if page.moved or page.after != cursor or page.job != shown:
                     await self.send(text_data=page.text)
                     shown, cursor = page.job, page.after

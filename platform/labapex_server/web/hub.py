@@ -49,7 +49,7 @@ class Hub:
         self._ring: deque[Piece] = deque()
         self._end = 0  # the frame that comes next; the ring holds those just before it
         self._points = self._text = 0
-        self._pages: dict[Cursor, Page] = {}
+        self._pages: dict[tuple[Cursor, int], Page] = {}
         self._looked = asyncio.Event()
         self._news = asyncio.Condition()
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -59,20 +59,23 @@ class Hub:
         async with self._news:
             await self._news.wait_for(lambda: self.tick > tick)
 
-    async def since(self, cursor: Cursor) -> Page:
-        """One page of what a viewer with this cursor has not seen. Raises `LookupError` where the job is gone."""
+    async def since(self, cursor: Cursor, have: int = 0) -> Page:
+        """One page of what a viewer with this cursor has not seen, without the losses before iteration `have`, of which it
+        has a drawing of the same lease. Raises `LookupError` where the job is gone."""
         await self._looked.wait()
         standing = self._standing
         if standing is None:
             raise LookupError(f"job {self.job_id} is gone")
-        if cursor in self._pages:
-            return self._pages[cursor]
+        if cursor.lease != standing.lease:
+            have = 0
+        if (cursor, have) in self._pages:
+            return self._pages[cursor, have]
         start = charts.start(standing, cursor)
         if start >= self._end - len(self._ring):
-            page = _page(standing, cursor, list(charts.page(piece for piece in self._ring if piece.seq >= start)))
-            self._pages[cursor] = page
+            known = (piece.beyond(have) for piece in self._ring if piece.seq >= start)
+            page = self._pages[cursor, have] = _page(standing, cursor, list(charts.page(known)))
             return page
-        return _page(standing, cursor, await offload(charts.pieces, standing.parts, start))
+        return _page(standing, cursor, await offload(charts.pieces, standing.parts, start, have))
 
     async def end(self) -> None:
         self._task.cancel()
@@ -157,7 +160,9 @@ def _read(job_id: UUID, lease: UUID | None, end: int) -> tuple[Standing | None, 
 
 def _page(standing: Standing, cursor: Cursor, new: list[Piece]) -> Page:
     events = charts.compose(standing, cursor, new)
-    return Page(events.model_dump_json(), Cursor.parse(events.cursor), bool(new), _timeless(standing.job))
+    return Page(
+        events.model_dump_json(exclude_defaults=True), Cursor.parse(events.cursor), bool(new), _timeless(standing.job)
+    )
 
 
 def _differs(before: Standing | None, after: Standing | None) -> bool:

@@ -8,6 +8,7 @@ import struct
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from labapex.proof import merkle
 from labapex.protocol.canonical import digest
@@ -68,9 +69,10 @@ class Executable:
             for start in range(begin, len(self.losses), self.frame_losses)
         ]
         stretches += [[]] * (1 + self.leaf_lag)
+        ends = list(accumulate(map(len, stretches), initial=begin))
         sent, done = 0, begin
         for number, stretch in enumerate(stretches):
-            reached = begin + sum(map(len, stretches[: max(0, number + 1 - self.leaf_lag)]))
+            reached = ends[max(0, number + 1 - self.leaf_lag)]
             due = [leaf for leaf in leaves[sent:] if leaf.step <= reached]
             sent += len(due)
             self.append(stretch, first=done, leaves=tuple(due))

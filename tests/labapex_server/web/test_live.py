@@ -26,6 +26,7 @@ from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import charts, hints
 from labapex_server.telemetry import services as telemetry
+from labapex_server.telemetry.charts import Cursor
 from labapex_server.telemetry.offload import offload
 from labapex_server.web import hub as hubs
 
@@ -122,6 +123,29 @@ async def test_a_page_that_reconnects_with_its_cursor_misses_nothing(platform: s
         await feed(run, 3)
         await again.until(14)
     assert again.losses == run.executable.losses
+
+
+@pytest.mark.parametrize("ring", [20_000, 30])
+async def test_a_page_that_has_a_drawing_of_a_run_is_not_sent_its_points(
+    platform: str, long_run: Run, cookie: str, monkeypatch: pytest.MonkeyPatch, ring: int
+) -> None:
+    monkeypatch.setattr(hubs, "PAGE_POINTS", ring)
+    await feed(long_run, 0, 100)
+    drawn = str(Cursor(long_run.lease.pk))
+    async with Page(platform, long_run.lease.job_id, cookie, f"{drawn}&have=300") as page:
+        page.losses = long_run.executable.losses[:300]
+        while page.lines < 100:
+            assert (await page.hear()).losses == ()
+        await feed(long_run, 100)
+        await page.until(600)
+    assert page.losses == long_run.executable.losses
+
+
+async def test_a_drawing_of_another_lease_saves_no_point(platform: str, long_run: Run, cookie: str) -> None:
+    await feed(long_run, 0, 100)
+    async with Page(platform, long_run.lease.job_id, cookie, f"{Cursor(uuid.uuid4())}&have=300") as page:
+        await page.until(300)
+    assert page.losses == long_run.executable.losses[:300]
 
 
 async def test_a_hundred_pages_get_all_points_once(platform: str, long_run: Run, cookie: str) -> None:

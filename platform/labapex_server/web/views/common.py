@@ -57,6 +57,14 @@ def user_of(request: HttpRequest) -> User:
     return cast(User, request.user)
 
 
+def number(request: HttpRequest, name: str, default: int) -> int:
+    """A whole number of the address, between -1 and what a database can hold; `default` for what is none."""
+    try:
+        return max(-1, min(int(request.GET.get(name, default)), 2**62))
+    except ValueError:
+        return default
+
+
 def own_job(request: HttpRequest, job_id: UUID) -> Job:
     """The person's job; another's does not exist for them (404)."""
     return get_object_or_404(Job, pk=job_id, owner=user_of(request))

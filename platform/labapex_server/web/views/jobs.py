@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from uuid import UUID
 
 from django.contrib import messages
@@ -22,10 +23,16 @@ from labapex_server.jobs.models import Job
 from labapex_server.jobs.view import viewable
 from labapex_server.ledger import services as ledger
 from labapex_server.lib.errors import Refused
+from labapex_server.telemetry.charts import Cursor
+from labapex_server.telemetry.stints import parts
+from labapex_server.telemetry.summaries import curve
 from labapex_server.transparency import certificates, starts
 from labapex_server.web import reads, words
 from labapex_server.web.forms import SubmitForm
-from labapex_server.web.views.common import PAGE, own_job, signed_in, user_of
+from labapex_server.web.views.common import PAGE, number, own_job, signed_in, user_of
+
+BUCKETS = 1500
+"""Of a drawing: more than a chart has pixels for on most screens."""
 
 
 @require_GET
@@ -107,14 +114,22 @@ def _timeline(job: Job) -> dict[str, object]:
 @never_cache
 @signed_in
 @require_GET
+def chart(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """A drawing of the loss from iteration `first` to `stop` in about `buckets` buckets, and the feed's cursor to go on from."""
+    job = own_job(request, job_id)
+    lease = reads.current_lease(job)
+    stop = number(request, "stop", -1)
+    drawing = curve(parts(lease) if lease else (), number(request, "first", 0), stop if stop >= 0 else None, BUCKETS)
+    cursor = str(Cursor(lease.pk)) if lease else ""
+    return JsonResponse({**asdict(drawing), "cursor": cursor})
+
+
+@never_cache
+@signed_in
+@require_GET
 def clock(request: HttpRequest, job_id: UUID) -> HttpResponse:
     """When iterations were done: {"knots": [[iteration, Unix time], ..]} for iterations past `after`."""
-    job = own_job(request, job_id)
-    try:
-        after = int(request.GET.get("after", "-1"))
-    except ValueError:
-        after = -1
-    return JsonResponse({"knots": reads.clock(job, after=max(-1, min(after, 2**62)))})
+    return JsonResponse({"knots": reads.clock(own_job(request, job_id), after=number(request, "after", -1))})
 
 
 @signed_in

@@ -258,8 +258,11 @@ const ITERATIONS = { axis: { incrs: [1, 2, 5].flatMap((m) => Array.from({ length
 const short = (v) => (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(0) : String(Number(v.toPrecision(6))));
 
 export class Charts {
-  constructor(run, boxes, readouts, frame) {
+  constructor(run, boxes, readouts, frame, detailed) {
     this.run = run;
+    this.detail = null; // a finer drawing of what a zoom shows
+    this.shown = [[], [], []]; // iterations, losses and their average, as they are drawn
+    this.detailed = detailed;
     this.frame = frame; // (name) -> the elements of one more chart
     this.series = new Map(); // name -> its chart, made when there is something to draw
     const seconds = { axis: { incrs: STEPS_SECONDS, values: (_, splits) => splits.map(clock), space: 70 } };
@@ -325,15 +328,34 @@ export class Charts {
       for (const other of [this.utilisation, this.memory]) other.point(time === null ? null : time - run.start);
       for (const other of this.#byIteration()) if (other !== chart) other.point(iteration);
     };
-    chart.onZoom = (range) => { for (const other of this.#byIteration()) if (other !== chart) other.follow(range); };
+    chart.onZoom = (range) => {
+      for (const other of this.#byIteration()) if (other !== chart) other.follow(range);
+      if (range) this.#refine(range);
+    };
   }
 
   drawLoss() {
     const { run } = this;
     const positive = (values) => values.map((value) => (value !== null && value > 0 ? value : null)); // log axes know no zero
-    const raw = this.loss.log ? positive(run.losses) : run.losses;
-    const smooth = run.smoothing > 0 ? (this.loss.log ? positive(run.smooth) : run.smooth) : run.losses.map(() => null);
-    this.loss.setData([run.iterations, raw, smooth]);
+    this.shown = this.detail ? run.withDetail(this.detail) : [run.iterations, run.losses, run.smooth];
+    const [x, losses, average] = this.shown;
+    const raw = this.loss.log ? positive(losses) : losses;
+    const smooth = run.smoothing > 0 ? (this.loss.log ? positive(average) : average) : losses.map(() => null);
+    this.loss.setData([x, raw, smooth]);
+  }
+
+  // A zoom into what is known in buckets only asks for a finer drawing of it: `detailed(first, stop)`.
+  #refine([min, max]) {
+    const { run } = this;
+    if (!(run.past?.width > 1) || min >= run.past.stop) return;
+    const first = Math.max(0, Math.floor(min)), stop = Math.min(run.past.stop, Math.ceil(max) + 1);
+    clearTimeout(this.refining);
+    this.refining = setTimeout(async () => {
+      const generation = run.generation, drawing = await this.detailed(first, stop);
+      if (!drawing || generation !== run.generation || drawing.width >= run.past.width) return;
+      this.detail = drawing;
+      this.drawLoss();
+    }, 80);
   }
 
   drawSamples() {
@@ -371,20 +393,22 @@ export class Charts {
   }
 
   restart() {
+    this.detail = null;
     this.all((chart) => { chart.zoomed = false; });
     for (const chart of this.series.values()) chart.remove();
     this.series.clear();
   }
 
   #lossReadout(box, idx) {
-    const { run } = this;
-    const at = idx ?? run.losses.length - 1;
-    if (at < 0) { box.replaceChildren(); return; }
-    const value = run.losses[at], epoch = run.epochOf(at), parts = [part(idx === null ? "latest: iteration" : "iteration", count(at))];
+    const { run } = this, [x, losses, average] = this.shown;
+    const at = idx ?? x.length - 1;
+    if (at < 0 || at >= x.length) { box.replaceChildren(); return; }
+    const iteration = Math.floor(x[at]), value = losses[at], epoch = run.epochOf(iteration);
+    const parts = [part(idx === null ? "latest: iteration" : "iteration", count(iteration))];
     if (epoch) parts.push(part("epoch", String(epoch)));
     parts.push(value === null ? part("", "loss is not a finite number", "bad") : part("loss", figure(value)));
-    if (run.smoothing > 0 && run.smooth[at] !== null) parts.push(part("smoothed", figure(run.smooth[at])));
-    if (run.missing.length) parts.push(part("", `${count(run.missing.length)} not finite ✕`, "bad"));
+    if (run.smoothing > 0 && average[at] !== null) parts.push(part("smoothed", figure(average[at])));
+    if (run.notFinite) parts.push(part("", `${count(run.notFinite)} not finite ✕`, "bad"));
     box.replaceChildren(...parts);
   }
 

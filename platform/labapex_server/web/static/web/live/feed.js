@@ -6,9 +6,9 @@ const FIRST_WAIT = 400, LONGEST_WAIT = 15000, SILENCE = 45000;
 
 export class Feed {
   // onEvents(message) returns false where the page must begin again; onState("connecting" | "open" | "lost", seconds).
-  constructor(path, { cursor, onEvents, onState, onCursorRefused }) {
+  constructor(path, { query, onEvents, onState, onCursorRefused }) {
     this.path = path;
-    this.cursor = cursor;
+    this.query = query;
     this.onEvents = onEvents;
     this.onState = onState;
     this.onCursorRefused = onCursorRefused;
@@ -26,7 +26,7 @@ export class Feed {
     clearTimeout(this.timer);
     if (this.failures) this.onState("lost", 0);
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-    const socket = new WebSocket(`${scheme}//${location.host}${this.path}?cursor=${encodeURIComponent(this.cursor())}`);
+    const socket = new WebSocket(`${scheme}//${location.host}${this.path}?${this.query()}`);
     this.socket = socket;
     socket.onopen = () => { if (socket === this.socket) this.#listen(); };
     socket.onmessage = (message) => {

@@ -13,7 +13,7 @@ const set = (name, text) => { const node = $(name); if (node.textContent !== tex
 const run = new Run();
 const log = new Console($("console"), $("jump"));
 const charts = new Charts(run, { loss: $("loss"), utilisation: $("utilisation"), memory: $("memory") },
-  { loss: $("loss-readout"), utilisation: $("utilisation-readout"), memory: $("memory-readout") }, seriesFrame);
+  { loss: $("loss-readout"), utilisation: $("utilisation-readout"), memory: $("memory-readout") }, seriesFrame, drawing);
 let drawn = { generation: run.generation, losses: -1, samples: -1, handovers: 0, state: null, rules: "" };
 let scheduled = false;
 
@@ -34,7 +34,7 @@ function draw() {
     for (const { iteration, after } of run.handovers.slice(drawn.handovers)) log.note(`— ${after} goes on from iteration ${count(iteration)} —`);
     drawn = { ...drawn, handovers: run.handovers.length, losses: -1 };
   }
-  if (drawn.losses !== run.losses.length) { drawn.losses = run.losses.length; charts.drawLoss(); }
+  if (drawn.losses !== run.next) { drawn.losses = run.next; charts.drawLoss(); }
   if (drawn.samples !== run.samples.length) { drawn.samples = run.samples.length; charts.drawSamples(); }
   $("told").hidden = run.series.size === 0;
   charts.drawSeries();
@@ -42,7 +42,7 @@ function draw() {
   drawState(job);
   drawFigures(job);
   drawRules();
-  page.dataset.points = run.losses.length;
+  page.dataset.points = run.next;
   page.dataset.state = job.state;
 }
 
@@ -135,7 +135,7 @@ function ruleItem(rule) {
   fill("outcome", { pass: "holds", fail: "fails", "not-applicable": "nothing to look at" }[rule.result]);
   fill("rule-name", rule.rule);
   fill("weight", words.weights[rule.weight]);
-  fill("figures", rule.value === null ? "" : rule.limit === null ? figure(rule.value) : `${figure(rule.value)}  ·  limit ${figure(rule.limit)}`);
+  fill("figures", rule.value == null ? "" : rule.limit == null ? figure(rule.value) : `${figure(rule.value)}  ·  limit ${figure(rule.limit)}`);
   fill("words", words.rules[rule.rule] ?? "");
   fill("detail", rule.detail);
   return item;
@@ -152,6 +152,16 @@ function refreshTimeline() {
     timelineDue = performance.now() + 2000;
     document.body.dispatchEvent(new CustomEvent("labapex:changed"));
   }, wait);
+}
+
+// The loss as the platform draws it: of a long run a few thousand numbers instead of each point. Null: it does not answer.
+async function drawing(first, stop) {
+  try {
+    const reply = await fetch(`${page.dataset.chart}?first=${first}&stop=${stop}`, { headers: { Accept: "application/json" } });
+    return reply.ok ? await reply.json() : null;
+  } catch {
+    return null; // the feed says it when the platform is away, and brings each point
+  }
 }
 
 // When each iteration was done, sparsely: it ties the loss chart's cursor to the two charts against time.
@@ -205,8 +215,10 @@ function fromTheStart() {
   run.cursor = "";
   run.forget();
 }
+const past = await drawing(0, -1);
+if (past) run.adopt(past);
 new Feed(page.dataset.feed, {
-  cursor: () => run.cursor,
+  query: () => new URLSearchParams({ cursor: run.cursor, have: run.past?.stop ?? 0 }),
   onState: (state, seconds) => {
     $("connection").dataset.state = state;
     set("connection", connection[state](seconds));

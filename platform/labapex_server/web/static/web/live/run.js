@@ -12,10 +12,13 @@ export class Run {
 
   // A new lease starts the run from its first iteration: points of the earlier one are no part of it.
   forget() {
+    this.next = 0; // iterations that are known
+    this.past = null; // the drawing that the run began with: what lies before `past.stop` is known in buckets only
     this.iterations = [];
-    this.losses = []; // null where the loss was not finite
+    this.losses = []; // null where the loss was not finite; of a bucket first its least, then its greatest
     this.smooth = [];
     this.missing = []; // iterations whose loss was not finite
+    this.notFinite = 0; // how many there are
     this.average = 0;
     this.weight = 0;
     this.samples = [];
@@ -27,10 +30,51 @@ export class Run {
     this.generation += 1;
   }
 
+  // Begin with the platform's drawing of what was logged so far; the feed then leaves it out.
+  adopt(drawing) {
+    this.past = drawing;
+    this.cursor = drawing.cursor;
+    this.next = drawing.stop;
+    const { x, y, smooth, missing } = this.#points(drawing);
+    this.iterations.push(...x);
+    this.losses.push(...y);
+    this.smooth.push(...smooth);
+    for (const [iteration, count] of missing) { this.missing.push(iteration); this.notFinite += count; }
+  }
+
+  // The points of a drawing. A bucket of several iterations is two of them, so that no extreme value is lost; the moving
+  // average goes on over its mean, once for each of its iterations.
+  #points({ first, stop, width, least, greatest, mean, missing: counts }) {
+    const x = [], y = [], smooth = [], missing = [];
+    const origin = Math.floor(first / width) * width;
+    for (let i = 0; i < least.length; i++) {
+      const begin = Math.max(first, origin + i * width), middle = Math.min(origin + (i + 0.5) * width, stop);
+      const average = this.#average(mean[i], width);
+      x.push(begin); y.push(least[i]); smooth.push(average);
+      if (width > 1 && middle > begin) { x.push(middle); y.push(greatest[i]); smooth.push(average); }
+      if (counts[i]) missing.push([begin, counts[i]]);
+    }
+    return { x, y, smooth, missing };
+  }
+
+  // The run's points with a finer drawing of a part of it in their place.
+  withDetail(drawing) {
+    const low = lowest(this.iterations, drawing.first), high = lowest(this.iterations, drawing.stop);
+    const kept = [this.average, this.weight];
+    [this.average, this.weight] = low && this.smooth[low - 1] !== null ? [this.smooth[low - 1], 1] : [0, 0];
+    const { x, y, smooth } = this.#points(drawing);
+    [this.average, this.weight] = kept;
+    const merge = (column, part) => [...column.slice(0, low), ...part, ...column.slice(high)];
+    return [merge(this.iterations, x), merge(this.losses, y), merge(this.smooth, smooth)];
+  }
+
   // Another host goes on behind the first `kept` iterations: what the lost one had logged beyond them counts no more.
   rewind(kept) {
-    for (const column of [this.iterations, this.losses]) column.splice(kept);
+    for (const column of [this.losses, this.iterations]) column.splice(lowest(this.iterations, kept));
+    this.next = Math.min(this.next, kept);
+    if (this.past && kept < this.past.stop) this.past = null; // each of its points was one iteration
     this.missing = this.missing.filter((iteration) => iteration < kept);
+    this.notFinite = this.missing.length;
     this.clock = this.clock.filter(([iteration]) => iteration < kept);
     for (const [name, columns] of this.series) {
       const count = columns[0].filter((iteration) => iteration <= kept).length; // a point there was told before its iteration
@@ -42,18 +86,20 @@ export class Run {
 
   // Fold one message in. Returns false where points before it are missing: the feed must begin again.
   apply(events) {
+    const buckets = this.past?.width > 1 ? this.past.stop : 0;
+    if (events.restarted && events.kept && events.kept < buckets) return false;
     if (events.restarted && events.kept) this.rewind(events.kept);
     else if (events.restarted) this.forget();
-    if (events.first > this.losses.length && events.losses.length) return false;
+    if (events.losses.length && (events.first > this.next || events.first < (this.past?.stop ?? 0) && !events.restarted)) return false;
     this.cursor = events.cursor;
     this.job = events.job;
-    this.handovers = events.handovers;
-    const known = this.losses.length - events.first; // sent twice after a reconnect: the same values again
+    this.handovers = events.handovers ?? [];
+    const known = this.next - events.first; // sent twice after a reconnect: the same values again
     for (let i = Math.max(0, known); i < events.losses.length; i++) this.#push(events.first + i, events.losses[i]);
     const last = this.samples.length ? this.samples[this.samples.length - 1].at : -Infinity;
     for (const sample of events.samples) if (sample.at > last) this.samples.push(sample);
     this.console.push(...events.console);
-    for (const { name, iterations, values } of events.series) this.#tell(name, iterations, values);
+    for (const { name, iterations, values } of events.series ?? []) this.#tell(name, iterations, values);
     for (const rule of events.rules) {
       const at = this.rules.findIndex((known) => known.rule === rule.rule);
       if (at < 0) this.rules.push(rule);
@@ -66,8 +112,9 @@ export class Run {
     this.iterations.push(iteration);
     const value = loss === null || !Number.isFinite(loss) ? null : loss;
     this.losses.push(value);
-    if (value === null) this.missing.push(iteration);
+    if (value === null) { this.missing.push(iteration); this.notFinite += 1; }
     this.smooth.push(this.#average(value));
+    this.next = iteration + 1;
   }
 
   // Sent twice after a reconnect, or told again of the same iteration: the later value takes the earlier one's place.
@@ -83,10 +130,12 @@ export class Run {
   }
 
   // Exponential moving average without the bias of its start (Adam's correction): the first point is itself.
-  #average(value) {
+  // `count`: over so many values with this mean.
+  #average(value, count = 1) {
     if (value === null) return null;
-    this.average = this.smoothing * this.average + (1 - this.smoothing) * value;
-    this.weight = this.smoothing * this.weight + (1 - this.smoothing);
+    const kept = this.smoothing ** count;
+    this.average = kept * this.average + (1 - kept) * value;
+    this.weight = kept * this.weight + (1 - kept);
     return this.average / this.weight;
   }
 
@@ -94,7 +143,8 @@ export class Run {
     this.smoothing = smoothing;
     this.average = 0;
     this.weight = 0;
-    this.smooth = this.losses.map((value) => this.#average(value));
+    const past = this.past ? this.#points(this.past).smooth : [];
+    this.smooth = past.slice(0, this.losses.length).concat(this.losses.slice(past.length).map((value) => this.#average(value)));
   }
 
   takeConsole() {
@@ -125,6 +175,13 @@ export class Run {
     }
     return [time, utilisation, memory];
   }
+}
+
+// The first place in an ascending column that is not below `value`.
+function lowest(column, value) {
+  let low = 0, high = column.length;
+  while (low < high) { const mid = (low + high) >> 1; if (column[mid] < value) low = mid + 1; else high = mid; }
+  return low;
 }
 
 // Linear interpolation in a table of rows that ascends in column `from`; null outside of it.
