@@ -13,6 +13,9 @@ from celery import Celery
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "labapex_server.settings")
 
+ERASE_SECONDS = 60.0
+"""Between two rounds of deleting what was kept long enough."""
+
 
 def _options(broker_url: str, longest: float) -> dict[str, object]:
     """What keeps a task from being lost or run twice on this broker; `longest` is the longest task in seconds."""
@@ -50,7 +53,8 @@ def make(broker_url: str, *, longest: float, sweep_seconds: float, name: str = "
         beat_scheduler="celery.beat:Scheduler",  # its schedule is this table: nothing to keep on disk
         beat_max_loop_interval=max(0.1, min(sweep_seconds, 5)),
         beat_schedule={
-            "sweep": {"task": "sweep", "schedule": sweep_seconds, "options": {"expires": 5 * sweep_seconds}}
+            "sweep": {"task": "sweep", "schedule": sweep_seconds, "options": {"expires": 5 * sweep_seconds}},
+            "erase": {"task": "erase", "schedule": ERASE_SECONDS, "options": {"expires": ERASE_SECONDS}},
         },
         imports=("labapex_server.pipeline.tasks",),
     )

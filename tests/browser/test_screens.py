@@ -81,6 +81,7 @@ def test_every_other_page_is_drawn_without_a_complaint(
         "submit": "/jobs/new/",
         "offers": "/offers/",
         "offers-none": "/offers/?min_memory=192",
+        "storage": "/storage/",
         "billing": "/billing/",
         "tokens": "/tokens/",
         "workers-none": "/workers/",
@@ -97,6 +98,9 @@ def test_every_other_page_is_drawn_without_a_complaint(
             expect(page.locator("#id_args_errors")).to_contain_text("close each quotation mark")
         if name == "live-rejected":
             expect(page.locator("[data-live=rules] > li")).to_have_count(11)
+            page.get_by_role("button", name="Delete its data…").click()
+            picture(page, f"delete-{look}")
+            page.get_by_role("button", name="Keep it").click()
         picture(page, f"{name}-{look}")
         assert fits(page), path
     host = visit(person=people[1], **options)

@@ -23,6 +23,7 @@ from labapex.protocol.api import (
     DevicePoll,
     EnrolmentCode,
     Entry,
+    Erased,
     Events,
     JobPage,
     JobRequest,
@@ -37,6 +38,8 @@ from labapex.protocol.api import (
     Scope,
     SeriesView,
     Statement,
+    Storage,
+    Stored,
     TokenTerms,
     TokenView,
 )
@@ -76,6 +79,17 @@ class MemoryJob:
     told: int = 0
 
 
+STORAGE = Storage(
+    files=0,
+    files_bytes=0,
+    unfinished_bytes=0,
+    states_bytes=27_648_000,
+    weights_bytes=12_000,
+    limit_bytes=50 * 2**30,
+    files_days=30,
+    states_days=30,
+    results_days=0,
+)
 SAMPLE = Sample(at=1.0, source="cpu", device="AMD EPYC", utilisation=97.0, memory=2**30, memory_total=2**34)
 
 
@@ -185,6 +199,11 @@ class MemoryPlatform:
                 return reply(EnrolmentCode(code="ABCD-EFGH", expires_at=1e9, root="ab12"), 201)
             case ["blobs", digest]:
                 return self._blob(request, digest)
+            case ["storage", *_]:
+                if request.method == "DELETE":
+                    self.blobs.clear()
+                kept = sum(map(len, self.blobs.values()))
+                return reply(STORAGE.model_copy(update={"files": len(self.blobs), "files_bytes": kept}))
             case ["jobs"] if request.method == "POST":
                 return self._submit(request)
             case ["jobs"]:
@@ -307,6 +326,17 @@ class MemoryPlatform:
                     job.story = [Chapter(JobState.CANCELLED, reason="stopped by its owner")]
                     job.told = 0
                     self._turn(job, job.story[0])
+                return reply(job.view)
+            case "data" if not ended:
+                return problem(409, "conflict", f"the job is {job.view.state} and needs its data; stop it first")
+            case "data" if job.view.verdict:
+                job.view = job.view.model_copy(update={"erase_after": 1_790_000_000.0})
+                return reply(job.view)
+            case "data":
+                erased = tuple(
+                    Erased(what=what, at=1_789_000_000.0, reason="its owner asked for it") for what in Stored
+                )
+                job.view = job.view.model_copy(update={"erased": erased})
                 return reply(job.view)
             case "verdict" if job.view.verdict:
                 return reply(self.verdict(job.view))

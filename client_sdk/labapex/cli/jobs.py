@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from labapex import bundle
-from labapex.cli import init, market, report, spec_file
+from labapex.cli import init, market, report, spec_file, storage
 from labapex.cli.options import JobArgument, JsonOption, UrlOption, connect, find, short
 from labapex.cli.output import clean, counted, credits, headline, one_line, plain, print_json, say, size, stderr, stdout
 from labapex.cli.watch import LineView, LiveView, View, Watch, collect, draw
@@ -111,6 +111,8 @@ def show(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> N
     out.print(draw(Watch(found), out.width))
     if "\n" in found.reason:
         out.print(clean(found.reason))
+    if erased := storage.erasure(found):
+        out.print(one_line(erased))
     if verdict:
         out.print()
         out.print(report.verdict_lines(verdict.verdict))

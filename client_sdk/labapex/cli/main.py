@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from labapex.cli import account, calibration, check, doctor, init, jobs, market, proofs, results
+from labapex.cli import account, calibration, check, doctor, init, jobs, market, proofs, results, storage
 from labapex.cli.output import one_line, say
 from labapex.errors import LabApexError
 
@@ -40,6 +40,8 @@ app.command()(results.pull)
 app.command()(results.verify)
 app.command()(results.receipts)
 app.command()(market.statement)
+app.command()(storage.storage)
+app.command()(storage.delete)
 app.command()(proofs.record)
 app.command()(proofs.replay)
 app.command()(calibration.calibrate)

@@ -56,6 +56,7 @@ from labapex.protocol.api import (
     OfferPage,
     Scope,
     Statement,
+    Storage,
     TokenPage,
     TokenTerms,
     TokenView,
@@ -284,6 +285,18 @@ class Client:
     def stop(self, job: UUID) -> JobView:
         """Cancel a job; one that has ended stays as it is."""
         return self._ask(JobView, "POST", f"jobs/{job}/stop/")
+
+    def delete(self, job: UUID) -> JobView:
+        """Have what is stored of an ended job deleted; its view says when, if not at once."""
+        return self._ask(JobView, "DELETE", f"jobs/{job}/data/")
+
+    def storage(self) -> Storage:
+        """What your data takes on the platform, and how long it is kept."""
+        return self._ask(Storage, "GET", "storage/")
+
+    def delete_files(self) -> Storage:
+        """Delete your files that no job needs; what is left then."""
+        return self._ask(Storage, "DELETE", "storage/files/")
 
     # -- offers --------------------------------------------------------------------------------------------------------
 

@@ -46,6 +46,7 @@ _BY_STATUS: dict[int, type[LabApexError]] = {
     400: UsageError,
     402: NotEnoughCredit,
     404: NotFound,
+    410: NotFound,
     413: UsageError,
 }
 

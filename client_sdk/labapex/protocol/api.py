@@ -136,6 +136,36 @@ class Progress(Message):
     eta_seconds: float | None
 
 
+class Stored(StrEnum):
+    """The parts of what is stored of a job, each with its own time to live."""
+
+    FILES = "files"  # code, data and packages
+    STATES = "states"  # of training, as far as the host had to show them
+    RESULTS = "results"  # the weights, and the log: losses, console, readings
+
+
+class Erased(Message):
+    """A part of a job's data that was deleted."""
+
+    what: Stored
+    at: float  # Unix time
+    reason: str
+
+
+class Storage(Message):
+    """What an account's data takes. Bytes; days are counted from a job's end, 0: kept until it is deleted."""
+
+    files: int  # how many
+    files_bytes: int  # as they lie there, sealed
+    unfinished_bytes: int  # of uploads that broke off; gone a day later
+    states_bytes: int
+    weights_bytes: int
+    limit_bytes: int  # of files and unfinished uploads; 0: none
+    files_days: float
+    states_days: float
+    results_days: float
+
+
 class JobView(Message):
     """A job as its owner sees it."""
 
@@ -162,6 +192,8 @@ class JobView(Message):
     first_loss_seconds: float | None
     verdict: Literal["verified", "rejected"] | None
     url: str  # of the live page
+    erased: tuple[Erased, ...] = ()
+    erase_after: float | None = None  # Unix time: then the rest goes, as its owner asked
 
 
 class JobPage(Message):

@@ -40,6 +40,11 @@ def create_user(username: str, *, password: str, email: str = "") -> User:
     return User.objects.create_user(username=username, password=password, email=email)
 
 
+def lock(user: User) -> None:
+    """Within a transaction: whoever else locks the account waits for its end."""
+    User.objects.select_for_update(no_key=True).get(pk=user.pk)
+
+
 def issue_token(user: User, *, name: str, scopes: Iterable[Scope] = tuple(Scope), days: int | None = TOKEN_DAYS) -> str:
     """A new token's secret. It is shown this once; only its digest is kept. `days` None: it does not expire."""
     return new_token(user, name=name, scopes=scopes, days=days)[0]

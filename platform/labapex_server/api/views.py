@@ -16,7 +16,7 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from labapex.protocol.api import EnrolmentCode, Events, JobPage, JobRequest, JobView, Me, Scope
+from labapex.protocol.api import EnrolmentCode, Events, JobPage, JobRequest, JobView, Me, Scope, Storage
 from labapex.protocol.verdict import Receipt, SignedVerdict
 from labapex.trust import fingerprint
 from labapex_server.accounts.models import Token
@@ -31,7 +31,7 @@ from labapex_server.ledger import services as ledger
 from labapex_server.lib import keys, trust
 from labapex_server.telemetry import services as telemetry
 from labapex_server.transparency import starts
-from labapex_server.verification import proofs
+from labapex_server.verification import erasing, proofs
 from labapex_server.verification import services as verification
 from labapex_server.workers import services as workers
 
@@ -144,6 +144,41 @@ class JobStop(APIView):
     )
     def post(self, request: Request, job: UUID) -> HttpResponse:
         return answer(jobs.view(jobs.stop(own_job(request, job))))
+
+
+class JobData(APIView):
+    scopes = needs(DELETE=Scope.JOBS_WRITE)
+
+    @extend_schema(
+        operation_id="delete_job_data",
+        tags=["jobs"],
+        summary="Delete what is stored of a job that has ended; what its verdict may be contested with, once that is over",
+        responses={200: JobView},
+    )
+    def delete(self, request: Request, job: UUID) -> HttpResponse:
+        return answer(jobs.view(erasing.ask(own_job(request, job))))
+
+
+class Stores(APIView):
+    scopes = needs(GET=Scope.JOBS_READ)
+
+    @extend_schema(operation_id="storage", tags=["files"], summary="What your data takes", responses=Storage)
+    def get(self, request: Request) -> HttpResponse:
+        return answer(erasing.storage(user_of(request)))
+
+
+class StoredFiles(APIView):
+    scopes = needs(DELETE=Scope.JOBS_WRITE)
+
+    @extend_schema(
+        operation_id="delete_files",
+        tags=["files"],
+        summary="Delete your files that no job needs",
+        responses={200: Storage},
+    )
+    def delete(self, request: Request) -> HttpResponse:
+        erasing.forget_files(user_of(request))
+        return answer(erasing.storage(user_of(request)))
 
 
 class JobVerdict(APIView):

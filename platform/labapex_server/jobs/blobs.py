@@ -11,19 +11,23 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from django.conf import settings
 from django.db import IntegrityError, transaction
+from django.db.models import Sum
 
 from labapex.errors import Tampered
 from labapex.sealing import Sealed, new_key, open_stream, seal_on, seal_stream, sealed_so_far
 from labapex_server.accounts.models import User
+from labapex_server.accounts.services import lock
 from labapex_server.jobs.models import Blob
 from labapex_server.lib import clock, keys
 from labapex_server.lib import store as files
-from labapex_server.lib.errors import DigestMismatch, OffsetMismatch, Refused, TooLarge
+from labapex_server.lib.errors import DigestMismatch, OffsetMismatch, OverQuota, Refused, TooLarge
+from labapex_server.lib.files import modified_at, size_of
 
 
 class Readable(Protocol):
@@ -31,13 +35,18 @@ class Readable(Protocol):
 
 
 def find(owner: User, digest: str) -> Blob | None:
-    return Blob.objects.filter(owner=owner, digest=digest).first()
+    """The owner's file with this digest. Who looks for one wants it: it stays for a while, though no job has it yet."""
+    found = Blob.objects.filter(owner=owner, digest=digest).first()
+    if found is not None and found.wanted_at < clock.now() - _LOOKED:
+        Blob.objects.filter(pk=found.pk).update(wanted_at=clock.now())
+    return found
 
 
 KEPT_SECONDS = 24 * 3600
 """For how long an upload that broke off can go on."""
 
 _MAX_BEGUN = 64  # of an owner
+_LOOKED = timedelta(hours=1)  # within which a file is not marked as wanted again
 
 
 def begun(owner: User, digest: str) -> int:
@@ -49,8 +58,8 @@ def store(owner: User, digest: str, stream: Readable, *, size: int, offset: int 
     """The blob with this digest, and whether it is new. `size` is the announced length of the whole, and `stream` begins at
     `offset`, which is 0 or what `begun` says. No more than announced is read.
 
-    Raises `TooLarge` over the limit, `Refused` for a stream that ends early, `OffsetMismatch`, and `DigestMismatch` for other
-    bytes than announced. What came of a stream that ended early, or raised, is kept.
+    Raises `TooLarge` over the limit, `OverQuota` over the owner's, `Refused` for a stream that ends early, `OffsetMismatch`,
+    and `DigestMismatch` for other bytes than announced. What came of a stream that ended early, or raised, is kept.
     """
     limit = settings.LABAPEX.blob_limit_bytes
     if size > limit:
@@ -60,6 +69,7 @@ def store(owner: User, digest: str, stream: Readable, *, size: int, offset: int 
     known = find(owner, digest)
     if known is not None and files.size(known.path) is not None:
         return known, False
+    _check_room(owner, size, unfinished=unfinished_bytes(owner, besides=digest))
     with _unfinished(owner, digest, offset) as (file, path, key):
         rest = _Exactly(stream, size - offset)
         try:
@@ -91,6 +101,38 @@ def open_sealed(blob: Blob) -> BinaryIO:
 def content_key(blob: Blob) -> bytes:
     """The key that opens the sealed file."""
     return keys.unwrap(blob.wrapped_key, _purpose(blob.owner_id, blob.digest))
+
+
+def stored_bytes(owner: User) -> int:
+    """What the owner's files take, sealed."""
+    return Blob.objects.filter(owner=owner).aggregate(bytes=Sum("sealed_size"))["bytes"] or 0
+
+
+def unfinished_bytes(owner: User, *, besides: str = "") -> int:
+    """What uploads take that broke off or are under way; not that of `besides`."""
+    folder: Path = settings.LABAPEX.home / "uploads" / str(owner.pk)
+    paths = [path for path in folder.glob("*") if not besides or not path.name.startswith(besides)]
+    return sum(size for path in paths if (size := size_of(path)) is not None)
+
+
+def forget_unfinished(now: float) -> int:
+    """Delete uploads that nobody went on with for a day. Returns how many. `now` is Unix time."""
+    forgotten = 0
+    for path in (settings.LABAPEX.home / "uploads").glob("*/*"):
+        if (at := modified_at(path)) is not None and now - at > KEPT_SECONDS and (file := _locked(path)) is not None:
+            with file:
+                path.unlink(missing_ok=True)
+            forgotten += 1
+    return forgotten
+
+
+def _check_room(owner: User, size: int, *, unfinished: int = 0) -> None:
+    limit, used = settings.LABAPEX.account_bytes, stored_bytes(owner) + unfinished
+    if limit and used + size > limit:
+        raise OverQuota(
+            f"your files take {used} bytes of your {limit}, and this one has {size}; delete those that no job needs"
+            " (labapex delete --files), or ask the operator for more"
+        )
 
 
 def _begun(owner: User, digest: str) -> list[Path]:
@@ -170,12 +212,18 @@ def _enter(owner: User, digest: str, made: Path, key: bytes, sealed: Sealed) -> 
         sealed_size=sealed.sealed_size,
         wrapped_key=keys.wrap(key, _purpose(owner.pk, digest)),
         created_at=clock.now(),
+        wanted_at=clock.now(),
     )
     files.keep(made, blob.path)
     try:
         with transaction.atomic():
+            lock(owner)
+            _check_room(owner, sealed.sealed_size)  # of several at once that had room, the last may have none
             blob.save(force_insert=True)
         return blob, True
+    except OverQuota:
+        files.delete(blob.path)
+        raise
     except IntegrityError:
         first = Blob.objects.get(owner=owner, digest=digest)
     if files.size(first.path) is not None:

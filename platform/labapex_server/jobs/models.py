@@ -8,6 +8,7 @@ from pathlib import Path
 from django.conf import settings
 from django.db import models
 
+from labapex.protocol.api import Stored
 from labapex.protocol.contract import Parent
 from labapex.protocol.requirements import Lock
 from labapex.protocol.spec import Bundle, JobSpec
@@ -26,6 +27,7 @@ class Blob(models.Model):
     sealed_size = models.BigIntegerField()
     wrapped_key = models.BinaryField()
     created_at = models.DateTimeField()
+    wanted_at = models.DateTimeField(db_index=True)  # last time that somebody uploaded, looked for or used it
 
     class Meta:
         constraints = (models.UniqueConstraint(fields=["owner", "digest"], name="one_blob_per_owner_and_digest"),)
@@ -72,7 +74,8 @@ class Job(models.Model):
     created_at = models.DateTimeField()
     state_changed_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)  # first key release
-    ended_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True, db_index=True)
+    erase_after = models.DateTimeField(null=True, db_index=True)  # its owner asked; None: she did not, or it was done
 
     class Meta:
         constraints = (
@@ -115,3 +118,28 @@ class Transition(models.Model):
 
     def __str__(self) -> str:
         return f"{self.before} -> {self.after}"
+
+
+class KeptWheel(models.Model):
+    """A package that jobs ask for, kept for all of them by its digest."""
+
+    sha256 = models.CharField(max_length=64, primary_key=True)
+    wanted_at = models.DateTimeField(db_index=True)  # last time that a job was locked to it, or found to have it
+
+    def __str__(self) -> str:
+        return self.sha256
+
+
+class Erasure(models.Model):
+    """A part of a job's data that was deleted: append-only, so that whoever asks for it is told when and why."""
+
+    job = models.ForeignKey(Job, on_delete=models.CASCADE, related_name="erasures")
+    what = models.CharField(max_length=10, choices=[(s.value, s.value) for s in Stored])
+    reason = models.TextField()
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = (models.UniqueConstraint(fields=["job", "what"], name="one_erasure_per_part"),)
+
+    def __str__(self) -> str:
+        return f"{self.what} of {self.job_id}"

@@ -29,8 +29,8 @@ from pydantic import ValidationError
 from labapex import environments
 from labapex.errors import LabApexError, MalformedInput
 from labapex.protocol.requirements import MAX_WHEEL_BYTES, MAX_WHEELS, Lock, Package, Wheel
-from labapex_server.jobs.models import Job
-from labapex_server.lib import childprocess, store
+from labapex_server.jobs.models import Job, KeptWheel
+from labapex_server.lib import childprocess, clock, store
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +92,13 @@ def kept(wheel: Wheel) -> Path:
 
 def path(wheel: Wheel) -> Path:
     """The place at which a wheel is kept (`lib.store`)."""
+    return place(wheel.sha256)
+
+
+def place(sha256: str) -> Path:
+    """The same by the wheel's digest."""
     folder: Path = settings.LABAPEX.home / "wheels"
-    return folder / wheel.sha256[:2] / wheel.sha256
+    return folder / sha256[:2] / sha256
 
 
 # -- resolving ---------------------------------------------------------------------------------------------------------
@@ -249,6 +254,8 @@ def _kept(folder: Path, bound: tuple[Package, ...]) -> Lock:
     except ValidationError:
         raise NotToBeHad("the index gave two wheels of one package") from None
     for wheel, file in found:
+        # First the mark, then the look: whoever deletes old ones holds the row meanwhile.
+        KeptWheel.objects.update_or_create(sha256=wheel.sha256, defaults={"wanted_at": clock.now()})
         if store.size(path(wheel)) is None:
             store.keep(file, path(wheel))
     return locked

@@ -22,6 +22,7 @@ from labapex.protocol.manifest import Index, IndexEntry
 from labapex.protocol.spec import MAX_FILES, PARENTS, Bundle, JobSpec, Part
 from labapex.protocol.states import Fault, JobState
 from labapex.sealing import new_key
+from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import User
 from labapex_server.jobs import blobs, limits, states
 from labapex_server.jobs.models import Blob, Job, Transition
@@ -75,7 +76,6 @@ def submit(
         if before is not None:
             return _same(before, asked)
     _check_amounts(bundle)
-    _check_blobs(owner, bundle)
     if spec.budget_micro < spec.epochs:
         raise NotEnoughCredit(
             f"budget too small: {ledger.credits_text(spec.budget_micro)} credits for {spec.epochs} epochs is less than"
@@ -90,6 +90,8 @@ def submit(
     now = clock.now()
     try:
         with transaction.atomic():
+            accounts.lock(owner)  # against those who delete files that no job has
+            _check_blobs(owner, bundle)
             job = Job.objects.create(
                 owner=owner,
                 name=spec.name,

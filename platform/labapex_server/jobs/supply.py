@@ -49,11 +49,10 @@ def lock(beat: Callable[[], None]) -> SuppliedTorch:
 def torch() -> SuppliedTorch | None:
     """What hosts without torch are given; None where that is nothing."""
     try:
-        with _path().open("rb") as file:
-            found = parse(SuppliedTorch, file.read(MAX_MANIFEST + 1), limit=MAX_MANIFEST)
+        found = locked()
+        if found is None:
+            return None
         own = _own()
-    except FileNotFoundError:
-        return None
     except LabApexError as error:
         log.error("hosts without torch get no jobs: %s", error)
         return None
@@ -63,6 +62,15 @@ def torch() -> SuppliedTorch | None:
         )
         return None
     return found
+
+
+def locked() -> SuppliedTorch | None:
+    """What `lock` found, whether or not it still fits. Raises `MalformedInput`."""
+    try:
+        with _path().open("rb") as file:
+            return parse(SuppliedTorch, file.read(MAX_MANIFEST + 1), limit=MAX_MANIFEST)
+    except FileNotFoundError:
+        return None
 
 
 def _own() -> installed.Build:

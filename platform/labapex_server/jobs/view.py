@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from django.conf import settings
 from django.db.models import QuerySet
 
-from labapex.protocol.api import JobView, Progress
+from labapex.protocol.api import Erased, JobView, Progress, Stored
 from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
@@ -19,7 +19,7 @@ from labapex_server.lib import clock
 
 def viewable(jobs: QuerySet[Job]) -> QuerySet[Job]:
     """Jobs with all that their views need, in a fixed number of queries."""
-    return jobs.select_related("hold").prefetch_related("leases__worker", "leases__log", "verdicts")
+    return jobs.select_related("hold").prefetch_related("leases__worker", "leases__log", "verdicts", "erasures")
 
 
 def view(job: Job) -> JobView:
@@ -62,6 +62,10 @@ def view(job: Job) -> JobView:
         package_ms=job.package_ms,
         first_loss_seconds=_first_loss(job),
         verdict=cast(Literal["verified", "rejected"] | None, verdict),
+        erased=tuple(
+            Erased(what=Stored(each.what), at=each.at.timestamp(), reason=each.reason) for each in job.erasures.all()
+        ),
+        erase_after=clock.unix(job.erase_after),
         url=f"{settings.LABAPEX.public_url.rstrip('/')}/jobs/{job.pk}/",
     )
 

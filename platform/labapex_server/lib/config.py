@@ -48,6 +48,13 @@ class Config(BaseSettings):
     code_limit_bytes: int = MAX_CODE_BYTES
     result_limit_bytes: int = 4 * 2**30
 
+    # how long it is kept: days from a job's end, 0 for ever
+    evidence_days: float = Field(default=14, ge=0)  # all of a judged job, whoever asks for its deletion
+    files_days: float = Field(default=30, ge=0)  # code, data and packages of ended jobs, and files that no job has
+    states_days: float = Field(default=30, ge=0)  # states that a host had to show
+    results_days: float = Field(default=365, ge=0)  # weights, and the log: losses, console, readings
+    account_bytes: int = Field(default=50 * 2**30, ge=0)  # of one account's files; 0: no limit
+
     packages_limit_bytes: int = 4 * 2**30  # wheels that a job's requirements come to, and what pip loads to find them
     packages_seconds: float = 900  # to lock them
 

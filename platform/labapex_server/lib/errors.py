@@ -23,6 +23,19 @@ class TooLarge(Refused):
     code = "too-large"
 
 
+class OverQuota(TooLarge):
+    """The account's files fill its room."""
+
+    code = "over-quota"
+
+
+class Gone(Refused):
+    """It was deleted. The message says when and why."""
+
+    status = 410
+    code = "gone"
+
+
 class NeedsLength(Refused):
     status = 411
     code = "length-required"

@@ -23,6 +23,8 @@ MEANING = {
     "unknown-build": "The host's torch is none of the builds that this platform has on record.",
     "length-required": "Send Content-Length, and no chunked encoding.",
     "too-large": "The body is longer than is accepted here.",
+    "over-quota": "The account's files fill its room: delete those that no job needs, or ask the operator for more.",
+    "gone": "It was deleted. The detail says when and why.",
     "too-slow": "The body stopped coming.",
     "store-silent": "The platform's store of files does not answer. Try again in a minute.",
     "offset-mismatch": "The upload goes on from another place; Upload-Offset of the answer says from which.",

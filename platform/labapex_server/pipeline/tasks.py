@@ -8,8 +8,10 @@ from uuid import UUID
 
 from labapex.protocol.states import JobState
 from labapex_server.celery import app
+from labapex_server.lib import clock
 from labapex_server.pipeline import stages
 from labapex_server.pipeline import sweep as sweeping
+from labapex_server.verification import erasing
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -47,6 +49,11 @@ def verify(job: str) -> None:
 @_task("settle")
 def settle(job: str) -> None:
     stages.work(UUID(job), JobState.SETTLING, stages.settle)
+
+
+@_task("erase")
+def erase() -> None:
+    erasing.erase_due(clock.now())
 
 
 @_task("sweep")

@@ -17,7 +17,7 @@ from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import ingest as core
 from labapex_server.telemetry.charts import events, leaves, losses, samples, script_failure, stalled, times
 from labapex_server.telemetry.ingest import Gap, Refuse, Terms
-from labapex_server.telemetry.models import Log
+from labapex_server.telemetry.models import Frame, Log, Observed, Summary
 from labapex_server.telemetry.observations import observations, observe
 from labapex_server.telemetry.signals import progressed
 from labapex_server.telemetry.writer import Answer, Submission, TryLater, restore, writer
@@ -27,6 +27,7 @@ __all__ = [
     "NotWritten",
     "events",
     "finish",
+    "forget",
     "ingest",
     "leaves",
     "losses",
@@ -39,6 +40,9 @@ __all__ = [
     "times",
     "welcome",
 ]
+
+
+_AT_ONCE = 500  # rows that are deleted in one transaction
 
 
 class LogRefused(Refused):
@@ -131,6 +135,17 @@ def finish(worker: UUID, fin: Fin) -> FinAck | Nack:
         marketplace.finish(lease)
     progressed.send(sender=None, job_id=lease.job_id)
     return FinAck(lease=lease.pk)
+
+
+def forget(lease: Lease) -> None:
+    """Delete what a lease's log holds of its run; head, count and commitments stay: verdict and certificates speak of them."""
+    for rows in (
+        Frame.objects.filter(log=lease.pk),
+        Summary.objects.filter(log=lease.pk),
+        Observed.objects.filter(lease=lease),
+    ):
+        while some := list(rows.values_list("pk", flat=True)[:_AT_ONCE]):
+            rows.filter(pk__in=some).delete()
 
 
 def _own(worker: UUID, lease_id: UUID, *states: LeaseState) -> Lease:

@@ -9,10 +9,11 @@ from pathlib import Path
 from labapex.errors import Tampered
 from labapex.proof import parcel
 from labapex.proof.folder import Asked, Content, Files, Manifest, build
+from labapex.protocol.api import Stored
 from labapex.protocol.contract import Environment
 from labapex.protocol.replay import EpochSample
 from labapex.sealing import open_stream
-from labapex_server.jobs import blobs
+from labapex_server.jobs import blobs, erasure
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Blob, Job
 from labapex_server.lib import store
@@ -26,9 +27,11 @@ from labapex_server.verification.models import Challenge
 def prepare(job: Job) -> tuple[Manifest, dict[str, Content]]:
     """What the proof of a judged job consists of. Reads each opened state once.
 
-    Raises `NotFinishedYet` before there is a verdict, `Missing` for a run that committed itself to nothing.
+    Raises `NotFinishedYet` before there is a verdict, `Gone` once a part was deleted, `Missing` for a run that committed itself
+    to nothing.
     """
     signed = verification.signed(job)
+    erasure.require(job, *Stored)
     lease = Lease.objects.select_related("job").get(pk=signed.verdict.lease)
     record = evidence.read(lease)
     drawn = Challenge.objects.filter(lease=lease).first()

@@ -1,8 +1,8 @@
-"""Which states the platform keeps. Those that nobody can ask for any more are deleted.
+"""Which states of runs that are not over the platform keeps. Those that nobody can ask for any more are deleted.
 
 A lost host's go when its job waits for a host that begins anew; those that are handed over stay as long as the run may go on
 from them or be challenged. Of a job that has ended stays what its challenge asked for, which its proof is made of, and whatever
-a host handed in in whose work something false was found: that is the evidence.
+a host handed in in whose work something false was found: that is the evidence, until `verification.erasing` deletes it.
 """
 
 from __future__ import annotations

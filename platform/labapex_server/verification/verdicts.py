@@ -7,9 +7,11 @@ from pathlib import Path
 from django.conf import settings
 from django.db import transaction
 
+from labapex.protocol.api import Stored
 from labapex.protocol.states import JobState
 from labapex.protocol.verdict import SignedVerdict, Verdict
 from labapex.sealing import sign
+from labapex_server.jobs import erasure
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock, keys, store
@@ -54,12 +56,13 @@ def signed(job: Job) -> SignedVerdict:
 
 
 def weights(job: Job) -> tuple[Path, str]:
-    """The result of a verified job and its SHA-256. Raises `NotFinishedYet` or `Refused`."""
+    """The result of a verified job and its SHA-256. Raises `NotFinishedYet`, `Gone` or `Refused`."""
     verdict = signed(job).verdict
     if verdict.verdict != "verified":
         raise Refused("the job was rejected: nothing was paid, and there is no result")
     if JobState(job.state) is not JobState.VERIFIED:
         raise NotFinishedYet("the job is being settled; ask again in a moment")
+    erasure.require(job, Stored.RESULTS)
     lease = Lease.objects.get(pk=verdict.lease)
     path = judgement.weights_path(lease, settings.LABAPEX.home)
     if verdict.weights is None or store.size(path) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.contrib.auth import views as auth
 from django.urls import path, re_path
 
-from labapex_server.web.views import account, billing, jobs, offers, transparency, workers
+from labapex_server.web.views import account, billing, jobs, offers, storage, transparency, workers
 
 app_name = "web"
 urlpatterns = [
@@ -23,6 +23,7 @@ urlpatterns = [
     path("jobs/<uuid:job_id>/chart/", jobs.chart, name="chart"),
     path("jobs/<uuid:job_id>/clock/", jobs.clock, name="clock"),
     path("jobs/<uuid:job_id>/stop/", jobs.stop, name="stop-job"),
+    path("jobs/<uuid:job_id>/delete/", storage.delete, name="delete-job"),
     path("jobs/<uuid:job_id>/verdict/", jobs.verdict, name="verdict"),
     path("jobs/<uuid:job_id>/verdict.json", jobs.verdict_json, name="verdict-json"),
     path("jobs/<uuid:job_id>/certificate.json", transparency.certificate_json, name="certificate-json"),
@@ -32,6 +33,7 @@ urlpatterns = [
     path("offers/", offers.listing, name="offers"),
     path("workers/", workers.listing, name="workers"),
     path("workers/code/", workers.code, name="new-code"),
+    path("storage/", storage.overview, name="storage"),
     path("billing/", billing.overview, name="billing"),
     path("billing/statement.csv", billing.statement, name="statement"),
 ]

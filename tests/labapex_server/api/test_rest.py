@@ -13,16 +13,18 @@ from django.test import Client
 from tests.labapex_server.gateway.stage import Run
 from tests.labapex_server.scenes import finished, request, submitted
 
-from labapex.protocol.api import EnrolmentCode, Events, JobPage, JobView, Me, Problem, Scope
+from labapex.protocol.api import EnrolmentCode, Events, JobPage, JobView, Me, Problem, Scope, Storage, Stored
 from labapex.protocol.canonical import canonical
 from labapex.protocol.states import JobState
 from labapex.protocol.verdict import Receipt, SignedVerdict
 from labapex.sealing import verify
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import User
+from labapex_server.jobs import erasure
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
+from labapex_server.lib.errors import Gone
 from labapex_server.verification import services as verification
 from labapex_server.workers import services as workers
 
@@ -246,3 +248,30 @@ def test_a_stopped_job_is_not_stopped_by_a_get(researcher: User) -> None:
     job = submitted(researcher)
     problem(Api(researcher).get(f"jobs/{job.pk}/stop/"), 405, "method-not-allowed")
     assert jobs.view(Job.objects.get()).state == JobState.SUBMITTED
+
+
+# -- what is stored ----------------------------------------------------------------------------------------------------
+
+
+def test_a_jobs_data_is_deleted_when_it_has_ended_and_not_before(researcher: User) -> None:
+    job, api = submitted(researcher), Api(researcher)
+    assert "stop it first" in problem(api.delete(f"jobs/{job.pk}/data/"), 409, "conflict")
+    api.post(f"jobs/{job.pk}/stop/")
+    view = JobView.model_validate_json(api.delete(f"jobs/{job.pk}/data/").content)
+    assert [each.what.value for each in view.erased] == ["files", "states", "results"]
+    assert Storage.model_validate_json(api.get("storage/").content).files == 0
+
+
+def test_files_that_no_job_needs_are_deleted(researcher: User) -> None:
+    request(researcher)
+    assert Storage.model_validate_json(Api(researcher).get("storage/").content).files == 1
+    assert Storage.model_validate_json(Api(researcher).delete("storage/files/").content).files == 0
+
+
+def test_a_result_that_was_deleted_is_gone_and_says_why(run: Run, researcher: User) -> None:
+    finished(run)
+    job = Job.objects.get(pk=run.lease.job_id)
+    erasure.note(job, Stored.RESULTS, "the test deleted them")
+    with pytest.raises(Gone) as gone:
+        erasure.require(job, Stored.RESULTS)
+    assert (gone.value.status, gone.value.code) == (410, "gone")

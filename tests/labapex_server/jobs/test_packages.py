@@ -21,6 +21,8 @@ from labapex_server.jobs.models import Job
 from labapex_server.marketplace import executables
 from labapex_server.verification import services as verification
 
+pytestmark = pytest.mark.django_db
+
 
 def nothing() -> None:
     """A beat that is always fine."""
@@ -157,7 +159,6 @@ def preflight(owner: User, script: str, *requirements: str) -> Job:
     return Job.objects.get(pk=job.pk)
 
 
-@pytest.mark.django_db
 def test_a_preflight_sees_the_packages_and_the_contract_names_them(index: Path, child: None, researcher: User) -> None:
     wheels.make(index, "alpha", "1.0")
     seen = preflight(researcher, "packages", "alpha")
@@ -169,7 +170,6 @@ def test_a_preflight_sees_the_packages_and_the_contract_names_them(index: Path, 
     assert terms.requirements == digest(job.lock)
 
 
-@pytest.mark.django_db
 def test_requirements_are_locked_once_whatever_the_index_has_later(index: Path, child: None, researcher: User) -> None:
     wheels.make(index, "alpha", "1.0")
     job = submitted(researcher, requirements=("alpha",))
@@ -178,7 +178,6 @@ def test_requirements_are_locked_once_whatever_the_index_has_later(index: Path, 
     assert packages.lock(Job.objects.get(pk=job.pk), nothing) == first
 
 
-@pytest.mark.django_db
 def test_a_job_whose_requirements_cannot_be_met_is_refused_and_nothing_is_held(
     index: Path, child: None, researcher: User
 ) -> None:
@@ -187,7 +186,6 @@ def test_a_job_whose_requirements_cannot_be_met_is_refused_and_nothing_is_held(
     assert job.reason.startswith("requirements: Could not find a version")
 
 
-@pytest.mark.django_db
 def test_a_job_whose_wheel_brings_a_torch_of_its_own_is_refused(index: Path, child: None, researcher: User) -> None:
     wheels.make(index, "alpha", "1.0", files={"torch/__init__.py": "raise SystemExit"})
     job = preflight(researcher, "fine", "alpha")
@@ -195,7 +193,6 @@ def test_a_job_whose_wheel_brings_a_torch_of_its_own_is_refused(index: Path, chi
     assert "holds the module 'torch', which the hosts bring along" in job.reason
 
 
-@pytest.mark.django_db
 def test_a_job_whose_wheels_the_operator_lost_fails_by_the_platforms_fault(
     index: Path, child: None, researcher: User
 ) -> None:

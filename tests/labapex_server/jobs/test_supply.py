@@ -14,6 +14,8 @@ from labapex import installed
 from labapex.errors import LabApexError
 from labapex_server.jobs import packages, supply
 
+pytestmark = pytest.mark.django_db
+
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

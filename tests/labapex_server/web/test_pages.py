@@ -10,6 +10,7 @@ from django.core.cache import cache
 from django.test import Client
 from django.urls import reverse
 from tests.browser.stage import Story
+from tests.labapex_server.scenes import upload
 
 from labapex.protocol.api import Scope
 from labapex.protocol.states import JobState
@@ -19,7 +20,7 @@ from labapex_server.accounts.services import TokenRefused
 from labapex_server.jobs import services as jobs
 from labapex_server.workers import services as workers
 
-PAGES = ("/jobs/", "/jobs/new/", "/offers/", "/workers/", "/billing/", "/tokens/", "/device/")
+PAGES = ("/jobs/", "/jobs/new/", "/offers/", "/workers/", "/storage/", "/billing/", "/tokens/", "/device/")
 
 
 @pytest.fixture
@@ -247,3 +248,25 @@ def test_a_fragment_asked_for_after_the_session_ended_sends_its_page_to_the_sign
     reply = client.get("/jobs/", headers={"HX-Request": "true"})
     assert reply.status_code == 401
     assert reply["HX-Refresh"] == "true"
+
+
+# -- what is stored ----------------------------------------------------------------------------------------------------
+
+
+def test_an_ended_jobs_page_offers_to_delete_its_data_and_says_what_was_deleted(browser: Client, story: Story) -> None:
+    path = f"/jobs/{story.submitted().job.pk}/"
+    assert "Delete its data…" not in browser.get(path).content.decode()
+    assert "needs its data" in browser.post(f"{path}delete/", follow=True).content.decode()
+    browser.post(f"{path}stop/")
+    assert "Delete its data…" in browser.get(path).content.decode()
+    told = browser.post(f"{path}delete/", follow=True).content.decode()
+    for part in ("files", "states", "results"):
+        assert f"The {part} were deleted" in told
+    assert "Delete its data…" not in told
+
+
+def test_files_that_no_job_needs_are_deleted_from_the_page_of_ones_data(browser: Client, researcher: User) -> None:
+    upload(researcher, b"unused", "x")
+    assert "1 files" in browser.get("/storage/").content.decode()
+    assert "1 files deleted." in browser.post("/storage/", follow=True).content.decode()
+    assert "none was deleted" in browser.post("/storage/", follow=True).content.decode()

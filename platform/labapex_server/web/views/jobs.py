@@ -107,6 +107,7 @@ def _timeline(job: Job) -> dict[str, object]:
         "job": job,
         "steps": reads.timeline(job),
         "ended": JobState(job.state).ended,
+        "erased": job.erasures.order_by("at"),
         "verdict": signed.verdict if signed else None,
     }
 
