@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from labapex import drivers
 from labapex.protocol.contract import TorchBuild
 from labapex.protocol.manifest import SuppliedTorch
 from labapex.protocol.requirements import Lock, Package, Wheel
@@ -41,10 +42,12 @@ def make(
     return path
 
 
-def a_torch(folder: Path, version: str = "2.13.0+tests", text: str = "") -> Path:
-    """What is installed and found as torch, and computes nothing."""
+def a_torch(folder: Path, version: str = "2.13.0+tests", text: str = "", *, requires: Sequence[str] = ()) -> Path:
+    """What is installed and found as torch, and computes nothing; built for the CUDA that its version names."""
+    cuda = drivers.cuda(version)
+    says = f"__version__ = '{version}'\ncuda = {'{}.{}'.format(*cuda)!r}\n" if cuda else f"__version__ = '{version}'\n"
     return make(
-        folder, "torch", version, files={"torch/__init__.py": text, "torch/version.py": f"__version__ = '{version}'\n"}
+        folder, "torch", version, files={"torch/__init__.py": text, "torch/version.py": says}, requires=requires
     )
 
 

@@ -11,6 +11,7 @@ from tests.browser.stage import START, Story, artefacts
 
 from labapex.protocol.contract import Parent
 from labapex_server.transparency.models import CertificateRecord
+from labapex_server.workers.models import Worker
 
 pytestmark = pytest.mark.browser
 
@@ -70,6 +71,7 @@ def test_every_other_page_is_drawn_without_a_complaint(
             start=START.model_copy(update={"given": 9, "unproven": 1, "names": ("head.weight",)})
         )
         history.certified = tuned.job.pk  # type: ignore[attr-defined]
+        Worker.objects.filter(pk=tuned.worker.pk).update(lacks_torch=True)  # and nothing is held for it
         story.submitted().queued().running().trained(300)
         Story(owner=researcher, host=host, began=story.began + 280, name="resnet20-sweep-3").submitted()
 
@@ -107,6 +109,7 @@ def test_every_other_page_is_drawn_without_a_complaint(
     page = host.go("/workers/")
     page.get_by_role("button", name="Enrol a machine").click()
     expect(page.locator("#enrol-commands")).to_contain_text("labapex-worker enrol")
+    expect(page.get_by_label("tuned-host")).to_contain_text("this platform supplies no torch")
     picture(page, f"workers-{look}")
     assert fits(page)
     page = visitor.go("/jobs/")

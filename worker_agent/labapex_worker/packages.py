@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import httpx
 
-from labapex import durable, executable
+from labapex import drivers, durable, executable
 from labapex.environments import NoRoom, Store
 from labapex.errors import LabApexError, MalformedInput
 from labapex.protocol.canonical import canonical, digest, parse
 from labapex.protocol.frames import Grant
 from labapex.protocol.manifest import MAX_MANIFEST, Manifest, SuppliedTorch
 from labapex.protocol.requirements import Lock, Wheel
-from labapex_worker import builds, transfers
+from labapex_worker import transfers
 from labapex_worker.config import Config, Home
 from labapex_worker.supervisor import Folder
 
@@ -70,7 +70,7 @@ def of(folder: Folder, home: Home, config: Config) -> Ready:
 
 def lacks_torch(config: Config) -> bool:
     """Whether jobs on this host need the platform's torch."""
-    return builds.installed(config.site_packages) is None
+    return drivers.installed(config.site_packages) is None
 
 
 def supplied(home: Home) -> SuppliedTorch | None:

@@ -100,9 +100,7 @@ def _held(owner: User) -> set[str]:
 def _held_wheels() -> set[str]:
     locks = _with_files().exclude(requirements=None).values_list("requirements", flat=True)
     held = {wheel.sha256 for lock in locks.iterator() for wheel in Lock.model_validate(lock).wheels}
-    supplied = supply.locked()
-    if supplied is not None:
-        held |= {wheel.sha256 for wheel in supplied.packages.wheels}
+    held |= {wheel.sha256 for supplied in supply.locked() for wheel in supplied.packages.wheels}
     manifests = _with_files().filter(ended_at=None).values_list("leases__manifest", flat=True)
     for manifest in filter(None, manifests.iterator()):  # a lease keeps the torch that it was given
         torch = Manifest.model_validate(manifest).torch

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -106,12 +106,13 @@ def place(sha256: str) -> Path:
 
 def resolve(requirements: Sequence[str], beat: Callable[[], None]) -> Lock:
     """The lock of some requirements; its wheels are kept. Raises as `lock` does."""
+    most = settings.LABAPEX.packages_limit_bytes
     with childprocess.private_folder("packages") as folder:
-        bound = _write_given(folder)
-        code, said = _download(folder, ["--constraint=constraints.txt"], requirements, beat)
+        bound = _write_given(folder, given())
+        code, said = _download(folder, ["--constraint=constraints.txt"], requirements, beat, most)
         if code:
             raise _failure(code, said, bound)
-        return _kept(folder / "wheels", bound)
+        return _kept(folder / "wheels", bound, most)
 
 
 def resolve_own(beat: Callable[[], None]) -> Lock:
@@ -120,12 +121,30 @@ def resolve_own(beat: Callable[[], None]) -> Lock:
     Raises `LabApexError` where the index does not have them."""
     frozen = _frozen()
     wanted = [f"{name}=={version}" for name, (version, _) in given().items() if name not in frozen]
+    return _resolve_torch(wanted, {}, ["--no-deps"], beat)
+
+
+def resolve_torch(version: str, beat: Callable[[], None]) -> Lock:
+    """Likewise with this version of torch, and what that one needs besides: of all that the platform has, its versions.
+
+    Raises `LabApexError` where the index does not have them."""
+    frozen = _frozen()
+    own = {name: found for name, (found, _) in given().items() if name not in frozen and name != "torch"}
+    wanted = [f"torch=={version}", *(f"{name}=={own[name]}" for name in HOSTS if name in own)]
+    return _resolve_torch(wanted, own, ["--constraint=constraints.txt"], beat)
+
+
+def _resolve_torch(wanted: list[str], own: Mapping[str, str], options: list[str], beat: Callable[[], None]) -> Lock:
+    """A lock of these, bound to what is frozen into the runner and to the versions of `own`."""
+    most = settings.LABAPEX.environments_bytes
     with childprocess.private_folder("packages") as folder:
-        code, said = _download(folder, ["--no-deps"], wanted, beat)
+        bound = _write_given(folder, {name: (version, ()) for name, version in _frozen().items()})
+        with (folder / "constraints.txt").open("a") as file:
+            file.writelines(f"{name}=={version}\n" for name, version in own.items())
+        code, said = _download(folder, options, wanted, beat, most)
         if code:
-            raise LabApexError(f"pip does not load what is installed here (exit {code}): {said[-1000:]}")
-        bound = tuple(Package(name=name, version=str(Version(version))) for name, version in sorted(frozen.items()))
-        return _kept(folder / "wheels", bound)
+            raise LabApexError(f"pip does not load {', '.join(wanted)} (exit {code}): {said[-1000:]}")
+        return _kept(folder / "wheels", bound, most)
 
 
 def given() -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -165,11 +184,11 @@ def _extras(found: importlib.metadata.Distribution | None, version: str) -> tupl
     return (*(f"Provides-Extra: {name}" for name in offered), *(f"Requires-Dist: {line}" for line in needed))
 
 
-def _write_given(folder: Path) -> tuple[Package, ...]:
+def _write_given(folder: Path, given: Mapping[str, tuple[str, tuple[str, ...]]]) -> tuple[Package, ...]:
     """Empty wheels of what is given, and constraints that bind pip to them."""
     (folder / "given").mkdir()
     packages, constraints = [], []
-    for name, (version, extras) in given().items():
+    for name, (version, extras) in sorted(given.items()):
         package = Package(name=name, version=str(Version(version)))
         stem = f"{name.replace('-', '_')}-{package.version}"
         wheel = folder / "given" / f"{stem}-py3-none-any.whl"
@@ -190,17 +209,17 @@ def _write_given(folder: Path) -> tuple[Package, ...]:
 
 
 def _download(
-    folder: Path, options: Sequence[str], requirements: Sequence[str], beat: Callable[[], None]
+    folder: Path, options: Sequence[str], requirements: Sequence[str], beat: Callable[[], None], most: int
 ) -> tuple[int, str]:
-    """Have pip load wheels into `folder`/wheels: its exit status and what it said. Raises `NotToBeHad`."""
+    """Have pip load wheels, of `most` bytes together, into `folder`/wheels: its exit status and words. Raises `NotToBeHad`."""
     config = settings.LABAPEX
     for name in ("wheels", "tmp"):
         (folder / name).mkdir()
 
     def look() -> None:
         beat()
-        if _size(folder) > 2 * config.packages_limit_bytes:  # a file is there twice while pip moves it
-            raise _too_large()
+        if _size(folder) > 2 * most:  # a file is there twice while pip moves it
+            raise _too_large(most)
 
     line = [sys.executable, "-I", "-m", "pip", "download", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
     line += ["--disable-pip-version-check", "--no-color", "--progress-bar=off", "--retries=2"]
@@ -212,7 +231,7 @@ def _download(
             environment=_environment(folder),
             seconds=config.packages_seconds,
             beat=look,
-            file_bytes=min(MAX_WHEEL_BYTES, config.packages_limit_bytes),
+            file_bytes=min(MAX_WHEEL_BYTES, most),
             memory_bytes=_MEMORY,
         )
     except childprocess.ChildTimedOut:
@@ -227,7 +246,7 @@ def _environment(folder: Path) -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", **passed, "TMPDIR": str(folder / "tmp")}
 
 
-def _kept(folder: Path, bound: tuple[Package, ...]) -> Lock:
+def _kept(folder: Path, bound: tuple[Package, ...], most: int) -> Lock:
     """The lock of what pip loaded, its wheels moved to where they are kept."""
     names = {package.name for package in bound}
     found: list[tuple[Wheel, Path]] = []
@@ -246,8 +265,8 @@ def _kept(folder: Path, bound: tuple[Package, ...]) -> Lock:
             ) from None
     if len(found) > MAX_WHEELS:
         raise NotToBeHad(f"they come to {len(found)} packages, and at most {MAX_WHEELS} are installed; ask for less")
-    if sum(wheel.size for wheel, _ in found) > settings.LABAPEX.packages_limit_bytes:
-        raise _too_large()
+    if sum(wheel.size for wheel, _ in found) > most:
+        raise _too_large(most)
     wheels = tuple(sorted((wheel for wheel, _ in found), key=lambda wheel: wheel.name))
     try:
         locked = Lock(python="{}.{}".format(*sys.version_info), given=bound, wheels=wheels)
@@ -261,8 +280,7 @@ def _kept(folder: Path, bound: tuple[Package, ...]) -> Lock:
     return locked
 
 
-def _too_large() -> NotToBeHad:
-    most = settings.LABAPEX.packages_limit_bytes
+def _too_large(most: int) -> NotToBeHad:
     return NotToBeHad(f"their wheels come to more than {most} bytes, which is the most that is taken; ask for less")
 
 

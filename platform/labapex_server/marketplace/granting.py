@@ -29,7 +29,7 @@ from labapex_server.marketplace import executables
 from labapex_server.marketplace.classes import another_class, own_class
 from labapex_server.marketplace.handover import predecessor
 from labapex_server.marketplace.living import alive
-from labapex_server.marketplace.matching import Host, barred, environment_of, meets
+from labapex_server.marketplace.matching import Host, barred, environment_of, meets, torch_for
 from labapex_server.marketplace.models import LIVE, Lease
 from labapex_server.marketplace.pricing import estimate, price_per_epoch, work_of
 from labapex_server.workers.models import Worker
@@ -46,20 +46,23 @@ def lease(worker: Worker) -> tuple[Lease, str] | None:
     meet, jobs whose budget does not cover its price, and jobs that ask for more room than it says it has; those whose run
     another class began, for `handover_wait_seconds`; those that it declined, for a minute; and for good those in which
     something false was found of this worker. A worker whose torch is a stranger's gets none, until it connects anew; one
-    without torch gets none where the platform supplies none.
+    without torch gets none where the platform holds no build that runs there.
     """
     if worker.banned or alive(worker).exclude(state=LeaseState.FINISHED.value).exists():
         return None
     told = Worker.objects.get(pk=worker.pk)
-    torch = supply.torch() if told.lacks_torch else None
-    if barred(told, torch):
+    held = supply.held() if told.lacks_torch else supply.NOTHING
+    if barred(told, held) is not None:
         return None
+    torch = torch_for(told, held)
     false = Lease.objects.filter(worker=worker, state=LeaseState.REJECTED.value).values("job_id")
     declined = Lease.objects.filter(
         worker=worker, state=LeaseState.DECLINED.value, ended_at__gt=clock.after(-_DECLINED_SECONDS)
     ).values("job_id")
     waiting = Job.objects.filter(state=JobState.QUEUED.value).exclude(pk__in=false).exclude(pk__in=declined)
     host, environment = Host.of(told), environment_of(told)
+    if environment is not None and torch is not None:  # what it had last may have been another build
+        environment = environment.model_copy(update={"torch": torch.build.torch})
     room = Limits.model_validate(told.room) if told.room else None
     constraints = waiting.order_by("created_at").values("pk", *(f"spec__{name}" for name in Constraints.model_fields))
     fitting = (row["pk"] for row in constraints if meets(host, _constraints(row)))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from labapex.drivers import NoBuild
 from labapex.protocol.contract import Environment
 from labapex.protocol.devices import Device
 from labapex.protocol.manifest import SuppliedTorch
 from labapex.protocol.spec import Constraints, micro_credits
+from labapex_server.jobs import supply
 from labapex_server.ledger.services import credits_text
 from labapex_server.lib import builds
 from labapex_server.workers.models import Worker
@@ -99,11 +101,18 @@ def environment_of(worker: Worker) -> Environment | None:
     return Environment.model_validate(worker.environment) if worker.environment else None
 
 
-def barred(worker: Worker, torch: SuppliedTorch | None) -> bool:
-    """Whether no job may go to a worker: it has no torch and none (`torch`) is supplied, or a build that is a stranger's."""
-    if worker.lacks_torch and torch is None:
-        return True
-    environment, supplied = environment_of(worker), torch.build if torch else None
-    return (
-        environment is not None and builds.stranger(environment.torch, worker.torch_build or None, supplied) is not None
-    )
+def torch_for(worker: Worker, held: supply.Held) -> SuppliedTorch | None:
+    """The torch that comes with a worker's jobs; None: it has its own. Raises `NoBuild` where none of `held` is for it."""
+    return held.fitting(first_device(worker)) if worker.lacks_torch else None
+
+
+def barred(worker: Worker, held: supply.Held) -> str | None:
+    """Why no job may go to a worker, in words: it has no torch and none is held for it, or a build that is a stranger's."""
+    try:
+        supplied = torch_for(worker, held)
+    except NoBuild as error:
+        return str(error)
+    environment = environment_of(worker)
+    if environment is None or (supplied is not None and held.holds(worker.torch_build)):
+        return None
+    return builds.stranger(environment.torch, worker.torch_build or None, supplied.build if supplied else None)

@@ -64,12 +64,8 @@ def connected() -> list[Worker]:
     """The workers that are there, and to which jobs may go."""
     since = clock.after(-settings.LABAPEX.lease_seconds)
     there = list(Worker.objects.filter(banned=False, owner__is_active=True, last_seen_at__gte=since))
-    torch = supply.torch() if any(worker.lacks_torch for worker in there) else None
-    return [
-        worker
-        for worker in there
-        if Host.of(worker).device is not None and not barred(worker, torch if worker.lacks_torch else None)
-    ]
+    held = supply.held() if any(worker.lacks_torch for worker in there) else supply.NOTHING
+    return [worker for worker in there if Host.of(worker).device is not None and barred(worker, held) is None]
 
 
 def busy(workers: Collection[Worker]) -> set[UUID]:

@@ -470,9 +470,13 @@ def test_where_no_build_of_its_version_is_on_record_every_build_is_accepted_and_
 
 
 def supply(home: Path, folder: Path, digest: str) -> TorchBuild:
-    torch, _ = wheels.supplied(wheels.a_torch(folder))
+    """The platform's own torch to be supplied, as if it had been locked with this digest."""
+    own = installed.find(childprocess.site_packages())
+    assert own is not None
+    torch, _ = wheels.supplied(wheels.a_torch(folder, own.version))
     build = torch.build.model_copy(update={"digest": digest})
-    (home / "torch.json").write_bytes(canonical(torch.model_copy(update={"build": build})))
+    (home / "torch").mkdir(exist_ok=True)
+    (home / "torch" / "own.json").write_bytes(canonical(torch.model_copy(update={"build": build})))
     return build
 
 

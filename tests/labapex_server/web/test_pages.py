@@ -137,9 +137,11 @@ def test_the_page_says_why_a_worker_takes_no_work(browser: Client, researcher: U
     workers.ready(worker, None)
     text = browser.get("/workers/").content.decode()
     assert "too hot" not in text
-    assert "supplies none" not in text
+    assert "supplies no torch" not in text
     workers.arrived(worker, (), lacks_torch=True)
-    assert "none, and this platform supplies none" in browser.get("/workers/").content.decode()
+    assert (
+        "this platform supplies no torch; install one, or ask its operator" in browser.get("/workers/").content.decode()
+    )
 
 
 @pytest.mark.parametrize("path", ["/workers/code/", "/logout/", "/tokens/1/revoke/"])

@@ -12,12 +12,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from labapex import installed, landlock, sandbox
+from labapex import drivers, installed, landlock, sandbox
 from labapex.cli.output import print_json, stdout
 from labapex.errors import MalformedInput, UsageError
 from labapex.protocol.devices import Device
 from labapex.trust import fingerprint
-from labapex_worker import builds, cgroups, control, devices, packages, trust
+from labapex_worker import cgroups, control, devices, packages, trust
 from labapex_worker.cli.options import HomeOption, JsonOption
 from labapex_worker.cli.place import home_of
 from labapex_worker.config import Config, Home, own_site_packages
@@ -117,7 +117,7 @@ def _device(device: Device) -> Finding:
 
 
 def _build(device: Device, paths: tuple[Path, ...]) -> tuple[bool, bool, str]:
-    good, detail = builds.fits(device, builds.installed(paths))
+    good, detail = drivers.fits(device, drivers.installed(paths))
     return good, False, detail
 
 
@@ -141,7 +141,7 @@ def _torch(home: Home, config: Config | None) -> tuple[Finding, tuple[Path, ...]
     own = config.site_packages if config else own_site_packages()
     supplied = packages.torch(home, config) if config else None
     paths, where = own if supplied is None else (supplied,), os.pathsep.join(map(str, own))
-    if (found := builds.installed(paths)) is None:
+    if (found := drivers.installed(paths)) is None:
         detail = f"none in {where}: jobs bring the platform's, if it supplies one"
     else:
         detail = f"{found.version} in {where}" if supplied is None else f"{found.version}, supplied by the platform"

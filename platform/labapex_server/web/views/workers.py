@@ -11,14 +11,17 @@ from django.shortcuts import render
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
+from labapex.drivers import NoBuild
 from labapex.trust import fingerprint
 from labapex_server.jobs import supply
 from labapex_server.lib import clock, trust
+from labapex_server.marketplace.matching import torch_for
 from labapex_server.marketplace.models import LIVE
 from labapex_server.web import reads
 from labapex_server.web.views.common import signed_in, user_of
 from labapex_server.workers import reputation
 from labapex_server.workers import services as workers
+from labapex_server.workers.models import Worker
 
 
 def _fleet(request: HttpRequest) -> dict[str, Any]:
@@ -30,6 +33,7 @@ def _fleet(request: HttpRequest) -> dict[str, Any]:
     silent_since = clock.after(-settings.LABAPEX.lease_seconds)
     reputations = reputation.of_each(rows)
     earned = reads.earnings([worker.pk for worker in rows], user_of(request))
+    held = supply.held() if any(worker.lacks_torch for worker in rows) else supply.NOTHING
     fleet = []
     for worker in rows:
         if worker.banned:
@@ -48,10 +52,19 @@ def _fleet(request: HttpRequest) -> dict[str, Any]:
                 "health": health,
                 "earned": earned.get(worker.pk, 0),
                 "reputation": reputations[worker.pk],
+                "torch": _torch(worker, held),
             }
         )
-    supplied = supply.torch() if any(worker.lacks_torch for worker in rows) else None
-    return {"fleet": fleet, "total": sum(earned.values()), "supplied": supplied}
+    return {"fleet": fleet, "total": sum(earned.values())}
+
+
+def _torch(worker: Worker, held: supply.Held) -> dict[str, str]:
+    """Which torch a worker without one gets, or why it gets none."""
+    try:
+        supplied = torch_for(worker, held)
+    except NoBuild as error:
+        return {"lacking": str(error)}
+    return {} if supplied is None else {"brought": supplied.build.torch}
 
 
 @signed_in
