@@ -355,7 +355,7 @@ class Connection:
         asked = list(self._in_hand)
         news = await offload(books.news, self._worker, asked, set(self._challenged))
         self._in_hand.difference_update(set(asked) - news.known)  # invented ones
-        self._bell.listen(*map(hints.job_topic, news.jobs))
+        self._bell.listen(*map(hints.state_topic, news.jobs))
         for asked_for, message in news.challenges.items():
             self._challenged.add(asked_for)
             self._post(message)

@@ -112,6 +112,7 @@ class Config(BaseSettings):
             return {
                 "ENGINE": "django.db.backends.sqlite3",
                 "NAME": path or str(self.home / "platform.sqlite3"),
+                "CONN_MAX_AGE": 60,  # to open one and set it up takes longer than most of what is asked
                 "OPTIONS": {
                     # A transaction takes the write lock when it begins: it waits for its turn and never fails half-way.
                     "transaction_mode": "IMMEDIATE",

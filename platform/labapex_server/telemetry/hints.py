@@ -29,7 +29,13 @@ QUEUE = "queue"
 
 
 def job_topic(job_id: UUID) -> str:
+    """Rung when there is anything new to see of a job: many times a second while it trains."""
     return f"job.{job_id}"
+
+
+def state_topic(job_id: UUID) -> str:
+    """Rung when a job's state changed: what its host must hear of, whose own frames are no news to it."""
+    return f"state.{job_id}"
 
 
 class Bell:

@@ -22,5 +22,6 @@ def _progressed(*, job_id: UUID, **_: Any) -> None:
 
 def _advanced(*, job_id: UUID, state: JobState, **_: Any) -> None:
     hints.ring(hints.job_topic(job_id))
+    hints.ring(hints.state_topic(job_id))
     if state is JobState.QUEUED:
         hints.ring(hints.QUEUE)

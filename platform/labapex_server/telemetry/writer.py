@@ -15,7 +15,7 @@ import logging
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,10 +33,11 @@ from labapex.sealing import open_frame
 from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
-from labapex_server.telemetry import ingest
+from labapex_server.telemetry import ingest, storage
 from labapex_server.telemetry.ingest import Accept, Again, Gap, LogState, Refuse, Terms
 from labapex_server.telemetry.models import Frame, Leaf, Log
 from labapex_server.telemetry.signals import progressed
+from labapex_server.telemetry.storage import Move, Row
 from labapex_server.telemetry.summaries import summarise
 
 log = logging.getLogger(__name__)
@@ -93,11 +94,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was decided about one lease's part of a group. `entry`: as it is once that is committed."""
+    """What was decided about one lease's part of a group. `after`: as it is once that is committed; None: nothing to commit."""
 
-    answers: list[tuple[Submission, Answer]]
+    before: Entry
+    after: Entry | None
     accepted: list[tuple[Data, FrameBody]]
-    entry: Entry | None
+    answers: list[tuple[Submission, Answer]]
 
 
 class Writer:
@@ -175,30 +177,24 @@ class Writer:
                 _answer([(submission, TryLater()) for submission in group])
 
     def _commit(self, leases: dict[UUID, list[Submission]]) -> None:
-        answers: list[tuple[Submission, Answer]] = []
-        entries: list[Entry] = []
-        accepted: list[tuple[Data, FrameBody]] = []
-        grown: list[tuple[UUID, int, int]] = []  # from and to how many iterations
         now = clock.now()
         with transaction.atomic():
-            for lease in sorted(leases):  # one order in all processes, so that two writers never wait for each other
-                outcome = self._lease(lease, leases[lease], now.timestamp())
-                answers += outcome.answers
-                accepted += outcome.accepted
-                if outcome.entry is not None:
-                    entries.append(outcome.entry)
-                    grown.append((lease, outcome.accepted[0][0].first, outcome.entry.state.next))
-            _insert(accepted, now.timestamp())
-            for lease, before, after in grown:
-                summarise(lease, before, after)
-        due = [entry.lease for entry in entries if now.timestamp() - entry.beat >= 1]
-        if due:
-            Lease.objects.filter(pk__in=due, state=LeaseState.RUNNING.value).update(
-                heartbeat_at=now, expires_at=clock.after(settings.LABAPEX.lease_seconds)
-            )
+            outcomes, over = self._outcomes(leases, now.timestamp())
+            ended = [(submission, _ended(lease, submission)) for lease in over for submission in leases[lease]]
+            _insert([frame for outcome in outcomes for frame in outcome.accepted], now.timestamp())
+            entries = [outcome.after for outcome in outcomes if outcome.after is not None]
+            for outcome in outcomes:
+                if outcome.after is not None:
+                    summarise(outcome.before.lease, outcome.before.state.next, outcome.after.state.next)
+            due = {entry.lease for entry in entries if now.timestamp() - entry.beat >= 1}
+            if due:
+                Lease.objects.filter(pk__in=due, state=LeaseState.RUNNING.value).update(
+                    heartbeat_at=now, expires_at=clock.after(settings.LABAPEX.lease_seconds)
+                )
         for entry in entries:
             self._remember(replace(entry, beat=now.timestamp()) if entry.lease in due else entry)
-        _answer(answers)
+        for answers in (ended, *(outcome.answers for outcome in outcomes)):
+            _answer(answers)
         for job in {entry.job for entry in entries}:
             progressed.send(sender=None, job_id=job)
 
@@ -208,21 +204,33 @@ class Writer:
         while len(self._entries) > CACHED_LEASES:
             self._entries.popitem(last=False)
 
-    def _lease(self, lease: UUID, submissions: list[Submission], now: float) -> Outcome:
-        """Decide one lease's frames and move its log on."""
+    def _outcomes(self, leases: dict[UUID, list[Submission]], now: float) -> tuple[list[Outcome], Set[UUID]]:
+        """Decide all leases' frames and move their logs on; and the leases that do not run, or not here.
+
+        A log that was not as it was remembered is decided about again, on what the database says."""
+        settled: list[Outcome] = []
+        left, over = set(leases), set[UUID]()
         for _ in range(2):
-            before = self._entries.get(lease) or load(lease)
-            if before is None:
-                break
-            outcome = _decide(before, submissions, now)
-            if outcome.entry is None or _advance(before, outcome.entry):
-                return outcome
-            self._entries.pop(lease, None)
-        return Outcome([(submission, _ended(lease, submission)) for submission in submissions], [], None)
+            decided: list[Outcome] = []
+            for lease in sorted(left):  # one order in all processes, so that two writers seldom wait for each other
+                before = self._entries.get(lease) or load(lease)
+                if before is None:
+                    over.add(lease)
+                else:
+                    decided.append(_decide(before, leases[lease], now))
+            moved = _advance(decided)
+            left.clear()
+            for outcome in decided:
+                if outcome.after is None or outcome.before.lease in moved:
+                    settled.append(outcome)
+                else:
+                    self._entries.pop(outcome.before.lease, None)
+                    left.add(outcome.before.lease)
+        return settled, over | left
 
 
 def _ended(lease: UUID, submission: Submission) -> Answer:
-    """What to say about a frame of a lease that does not run: what is held is acknowledged still."""
+    """What to say about a frame of a lease that does not run, or not here: what is held is acknowledged still."""
     held = Log.objects.filter(pk=lease, lease__worker=submission.worker, seq__gt=submission.data.seq).first()
     if held is not None:
         return Ack(lease=lease, seq=held.seq - 1, head=bytes(held.head))
@@ -270,7 +278,8 @@ def restore(terms: Terms, held: Log) -> LogState:
     )
 
 
-def _decide(entry: Entry, submissions: list[Submission], now: float) -> Outcome:
+def _decide(before: Entry, submissions: list[Submission], now: float) -> Outcome:
+    entry = before
     answers: list[tuple[Submission, Answer]] = []
     accepted: list[tuple[Data, FrameBody]] = []
     for submission in submissions:
@@ -294,43 +303,47 @@ def _decide(entry: Entry, submissions: list[Submission], now: float) -> Outcome:
                 answers.append((submission, nack))
             case Refuse():
                 answers.append((submission, decision))
-    return Outcome(answers, accepted, entry if accepted else None)
+    return Outcome(before, entry if accepted else None, accepted, answers)
 
 
-def _advance(before: Entry, after: Entry) -> bool:
-    """The compare-and-set: the log is as the decision saw it, and the lease still runs on this worker."""
-    changed = Log.objects.filter(
-        pk=before.lease,
-        seq=before.state.seq,
-        head=before.state.head,
-        finished=False,
-        lease__in=Lease.objects.filter(pk=before.lease, worker=before.worker, state=LeaseState.RUNNING.value),
-    ).update(seq=after.state.seq, next=after.state.next, head=after.state.head, series=sorted(after.state.series))
-    return changed == 1
+def _advance(decided: Iterable[Outcome]) -> frozenset[UUID]:
+    """Move the logs on of which something was accepted. Returns the leases whose log was as the decision saw it."""
+    moves, series = [], {}
+    for outcome in decided:
+        before, after = outcome.before, outcome.after
+        if after is not None:
+            was, becomes = before.state, after.state
+            moves.append(Move(before.lease, before.worker, was.seq, was.head, becomes.seq, becomes.next, becomes.head))
+            if becomes.series != was.series:
+                series[before.lease] = sorted(becomes.series)
+    moved = storage.advance(moves)
+    for lease in moved & series.keys():
+        Log.objects.filter(pk=lease).update(series=series[lease])
+    return moved
 
 
 def _insert(accepted: Iterable[tuple[Data, FrameBody]], now: float) -> None:
-    frames, leaves = [], []
+    rows, leaves = [], []
     for data, body in accepted:
-        frames.append(
-            Frame(
-                log_id=data.lease,
-                seq=data.seq,
-                first=data.first,
-                n=data.n,
-                prev=data.prev,
-                hash=data.hash,
-                payload=data.payload,
-                losses=body.losses,
-                times=body.times,
-                extras=_extras(body),
-                received_at=now,
+        rows.append(
+            Row(
+                data.lease,
+                data.seq,
+                data.first,
+                data.n,
+                data.prev,
+                data.hash,
+                data.payload,
+                body.losses,
+                body.times,
+                _extras(body),
+                now,
             )
         )
         leaves += [
             Leaf(log_id=data.lease, digest=leaf.digest(), received_at=now, **leaf.model_dump()) for leaf in body.leaves
         ]
-    Frame.objects.bulk_create(frames)
+    storage.insert(rows)
     if leaves:
         Leaf.objects.bulk_create(leaves)
 

@@ -378,7 +378,7 @@ TestLine.settings = settings(max_examples=60, stateful_step_count=30, deadline=N
 def test_the_same_line_finds_a_broken_receiver(before: str, after: str) -> None:
     broken = type("Broken", (Line,), {"module": mutant_module(ingest, before, after)})
     quick = settings(
-        max_examples=400,
+        max_examples=4000,
         stateful_step_count=30,
         deadline=None,
         database=None,

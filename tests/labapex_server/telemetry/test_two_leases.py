@@ -33,7 +33,7 @@ from labapex.protocol.packing import pack
 from labapex.protocol.states import LeaseState
 from labapex_server.accounts.models import User
 from labapex_server.marketplace.models import Lease
-from labapex_server.telemetry import ingest, services
+from labapex_server.telemetry import ingest, services, storage
 from labapex_server.telemetry import writer as writers
 from labapex_server.telemetry.ingest import Refuse
 from labapex_server.telemetry.models import Frame, Leaf, Log
@@ -262,14 +262,17 @@ def test_two_logs_through_two_processes_are_stored_once_and_whole(runs: tuple[Ru
         pytest.param(ingest, "receive", "if data.seq < state.seq:", "if False:", id="no dedupe"),
         pytest.param(ingest, "receive", "if data.seq > state.seq:", "if False:", id="no gap check"),
         pytest.param(ingest, "receive", "not hmac.compare_digest(expected, data.hash)", "False", id="no own hash"),
-        pytest.param(writers, "_advance", ", state=LeaseState.RUNNING.value", "", id="no fence"),
-        pytest.param(writers, "_advance", "    return changed == 1", "    return True", id="no compare-and-set"),
+        pytest.param(storage, "_ADVANCE", "lease.state = 'running'", "TRUE", id="no fence"),
+        pytest.param(storage, "_ADVANCE", "log.seq = new.column3 AND log.head = new.column4", "TRUE", id="no compare"),
     ],
 )
 def test_the_same_play_finds_a_broken_platform(
     runs: tuple[Run, Run], monkeypatch: pytest.MonkeyPatch, module: Any, name: str, before: str, after: str
 ) -> None:
-    monkeypatch.setattr(module, name, mutant_function(getattr(module, name), before, after))
+    right = getattr(module, name)
+    wrong = right.replace(before, after) if isinstance(right, str) else mutant_function(right, before, after)
+    assert wrong != right
+    monkeypatch.setattr(module, name, wrong)
     machine = type("Broken", (Marketplace,), {"runs": runs})
     quick = settings(SEARCH, max_examples=2000, stateful_step_count=30, phases=(Phase.generate,))
     with pytest.raises((AssertionError, IndexError, Flaky)):
