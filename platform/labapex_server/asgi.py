@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from importlib import import_module
 from typing import Any
 
@@ -13,6 +14,7 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
+from labapex_server.lib import metrics
 from labapex_server.lib.http import BodyLimit, Receive, Scope, Send
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "labapex_server.settings")
@@ -45,9 +47,24 @@ _STREAMED = (
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:
     for pattern, method, streamed in _STREAMED:
         if pattern.fullmatch(scope["path"]) and method in (None, scope["method"]):
-            await streamed(scope, receive, send)
+            await _counted(pattern.pattern, streamed, scope, receive, send)
             return
     await _pages(scope, receive, send)
+
+
+async def _counted(route: str, application: Any, scope: Scope, receive: Receive, send: Send) -> None:
+    """What Django's middleware does for the requests that it sees."""
+    began, status = time.monotonic(), 0  # 0: the other side left before it had an answer
+
+    async def watch(event: dict[str, Any]) -> None:
+        nonlocal status
+        status = event.get("status", status)
+        await send(event)
+
+    try:
+        await application(scope, receive, watch)
+    finally:
+        metrics.answered(route, scope["method"], status, time.monotonic() - began)
 
 
 _live = _lazy("labapex_server.web.consumers", "LiveConsumer", consumer=True)

@@ -40,6 +40,7 @@ INSTALLED_APPS = [
     "labapex_server.pipeline",
 ]
 MIDDLEWARE = [
+    "labapex_server.lib.middleware.counted",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

@@ -73,6 +73,8 @@ Row = Public | Page | OwnPage | Program | OwnThing
 
 MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "healthz"): Public(),
+    ("GET", "readyz"): Public(),
+    ("GET", "metrics"): Public(403),  # asked by a name that is not this machine's: test_views.py of the pulse
     ("GET", "api/"): Public(),
     ("GET", "api/schema"): Public(),
     ("POST", "api/v1/login/"): Public(400),

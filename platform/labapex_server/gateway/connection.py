@@ -56,6 +56,7 @@ from labapex_server.gateway.limits import (
 )
 from labapex_server.gateway.trial import Failed as TrialFailed
 from labapex_server.gateway.trial import Trial
+from labapex_server.lib import metrics
 from labapex_server.lib.errors import Refused
 from labapex_server.telemetry import hints
 from labapex_server.telemetry import services as telemetry
@@ -215,6 +216,7 @@ class Connection:
             raise Closed(MALFORMED, _refusal("malformed", "messages are binary", fatal=True))
         pause = max(self._messages.take(1), self._bytes.take(len(data)))
         if pause:
+            metrics.HELD_BACK_SECONDS.labels("rate").inc(pause)
             await asyncio.sleep(pause)
         try:
             return from_agent(data)
@@ -222,7 +224,9 @@ class Connection:
             raise Closed(MALFORMED, _refusal("malformed", str(error)[:500], fatal=True)) from None
 
     async def _data(self, data: Data) -> None:
+        began = self._loop.time()
         await self._in_flight.room()
+        metrics.HELD_BACK_SECONDS.labels("in-flight").inc(self._loop.time() - began)
         self._in_flight.add(len(data.payload))
         telemetry.submit(Submission(self._worker.pk, data, partial(self._committed, data)))
 

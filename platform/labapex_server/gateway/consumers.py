@@ -13,6 +13,7 @@ from typing import Any
 from channels.consumer import AsyncConsumer
 
 from labapex_server.gateway.connection import Connection, Receive, Send
+from labapex_server.lib import metrics
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ class WorkerConsumer(AsyncConsumer):  # type: ignore[misc]
             return
         await send({"type": "websocket.accept"})
         try:
-            await Connection(receive, send).run()
+            with metrics.CONNECTIONS.labels("worker").track_inprogress():
+                await Connection(receive, send).run()
         except Exception:
             log.exception("a worker's connection broke")
             await send({"type": "websocket.close", "code": 1011})

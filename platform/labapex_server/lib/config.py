@@ -105,6 +105,10 @@ class Config(BaseSettings):
     api_rate: int = Field(default=3000, ge=1)  # requests a minute of one token
     page_size: int = 50
 
+    # watching over it
+    metrics_token: SecretStr = SecretStr("")  # that opens /metrics; empty: programs on this machine alone may read it
+    free_bytes: int = Field(default=2**30, ge=0)  # below which the home's disk counts as full
+
     def database(self) -> dict[str, Any]:
         """Django's description of the database. Raises `UsageError` for a URL that it does not know."""
         if not self.database_url or self.database_url.startswith("sqlite"):

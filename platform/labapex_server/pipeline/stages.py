@@ -26,6 +26,8 @@ from labapex_server.jobs.states import allowed
 from labapex_server.lib import clock
 from labapex_server.lib.store import StoreSilent
 from labapex_server.marketplace import services as marketplace
+from labapex_server.pipeline import tally
+from labapex_server.pipeline.tally import Outcome
 from labapex_server.transparency import certificates
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import VerdictRecord
@@ -75,44 +77,52 @@ def work(job_id: UUID, state: JobState, stage: Callable[[Job, Beat], None]) -> b
     job = jobs.claim(job_id, state, owner, seconds)
     if job is None:
         return False
+    tally.counted(stage.__name__, lambda: _attempt(job, state, owner, stage))
+    return True
+
+
+def _attempt(job: Job, state: JobState, owner: str, stage: Callable[[Job, Beat], None]) -> Outcome:
     if job.stage_attempts > settings.LABAPEX.max_attempts and allowed(state, JobState.FAILED):
         attempts = job.stage_attempts - 1
-        _give_up(job, f"the platform gave up after {attempts} attempts at this stage; during the last it was stopped")
-        return True
+        return _give_up(
+            job, f"the platform gave up after {attempts} attempts at this stage; during the last it was stopped"
+        )
 
     def beat() -> None:
-        if not jobs.renew_claim(job_id, state, owner, seconds):
-            raise ClaimLost(f"job {job_id} is no longer {state} or in other hands")
+        if not jobs.renew_claim(job.pk, state, owner, settings.LABAPEX.claim_seconds):
+            raise ClaimLost(f"job {job.pk} is no longer {state} or in other hands")
 
     try:
         stage(job, beat)
     except ClaimLost as lost:
         log.info("%s", lost)
+        return Outcome.LOST
     except SandboxUnavailable as error:  # trying again mends nothing
-        log.error("job %s: %s", job_id, error)
-        _give_up(job, "the platform cannot run foreign code safely at the moment; nothing was charged")
+        log.error("job %s: %s", job.pk, error)
+        return _give_up(job, "the platform cannot run foreign code safely at the moment; nothing was charged")
     except StoreSilent:  # which passes, and is no attempt of the job's
         Job.objects.filter(pk=job.pk, claimed_by=owner).update(stage_attempts=F("stage_attempts") - 1)
-        _rest(job, owner)
+        return _rest(job, owner)
     except Exception as error:
-        log.exception("job %s failed at stage %s, attempt %d", job_id, state, job.stage_attempts)
-        if job.stage_attempts >= settings.LABAPEX.max_attempts and allowed(state, JobState.FAILED):
-            cause = str(error) if isinstance(error, LabApexError) else "an error of its own, which its log has"
-            _give_up(job, f"the platform gave up after {job.stage_attempts} attempts at this stage; the last: {cause}")
-        else:
-            _rest(job, owner)
-    else:
-        jobs.release_claim(job_id, owner)
-    return True
+        log.exception("job %s failed at stage %s, attempt %d", job.pk, state, job.stage_attempts)
+        if job.stage_attempts < settings.LABAPEX.max_attempts or not allowed(state, JobState.FAILED):
+            return _rest(job, owner)
+        cause = str(error) if isinstance(error, LabApexError) else "an error of its own, which its log has"
+        attempts = job.stage_attempts
+        return _give_up(job, f"the platform gave up after {attempts} attempts at this stage; the last: {cause}")
+    jobs.release_claim(job.pk, owner)
+    return Outcome.DONE
 
 
-def _rest(job: Job, owner: str) -> None:
+def _rest(job: Job, owner: str) -> Outcome:
     """Keep the job from being tried again at once: 2, 4, 8 .. seconds."""
     pause = timedelta(seconds=min(300, 2**job.stage_attempts))
     Job.objects.filter(pk=job.pk, claimed_by=owner).update(
         claimed_by="", claimed_until=clock.now() + pause, rung_at=None, version=F("version") + 1
     )
+    return Outcome.FAILED
 
 
-def _give_up(job: Job, reason: str) -> None:
+def _give_up(job: Job, reason: str) -> Outcome:
     jobs.advance(job, JobState.FAILED, reason=reason, fault=Fault.PLATFORM)
+    return Outcome.GIVEN_UP

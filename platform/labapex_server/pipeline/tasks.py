@@ -9,8 +9,9 @@ from uuid import UUID
 from labapex.protocol.states import JobState
 from labapex_server.celery import app
 from labapex_server.lib import clock
-from labapex_server.pipeline import stages
+from labapex_server.pipeline import stages, tally
 from labapex_server.pipeline import sweep as sweeping
+from labapex_server.pipeline.tally import Outcome
 from labapex_server.verification import erasing
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -53,9 +54,13 @@ def settle(job: str) -> None:
 
 @_task("erase")
 def erase() -> None:
-    erasing.erase_due(clock.now())
+    tally.counted("erase", lambda: _done(erasing.erase_due(clock.now())))
 
 
 @_task("sweep")
 def sweep() -> None:
-    sweeping.sweep()
+    tally.counted("sweep", lambda: _done(sweeping.sweep()))
+
+
+def _done(_: object) -> Outcome:
+    return Outcome.DONE

@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections import OrderedDict
+import time
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +31,7 @@ from labapex.protocol.frames import Ack, Data, Nack, genesis
 from labapex.protocol.records import FrameBody, finite
 from labapex.protocol.states import LeaseState
 from labapex.sealing import open_frame
-from labapex_server.lib import clock
+from labapex_server.lib import clock, metrics
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import ingest, storage
@@ -163,8 +164,11 @@ class Writer:
             leases.setdefault(submission.data.lease, []).append(submission)
         if not leases:
             return
+        began = time.monotonic()
         try:
             self._commit(leases)
+            metrics.COMMIT_SECONDS.observe(time.monotonic() - began)
+            metrics.COMMIT_FRAMES.observe(len(group))
         except Exception:  # a driver's error, whatever its type: the senders must hear of it, and the thread must live
             log.exception("a group of %d frames of %d leases was not written", len(group), len(leases))
             connection.close()
@@ -193,8 +197,8 @@ class Writer:
                 )
         for entry in entries:
             self._remember(replace(entry, beat=now.timestamp()) if entry.lease in due else entry)
-        for answers in (ended, *(outcome.answers for outcome in outcomes)):
-            _answer(answers)
+        metrics.POINTS.inc(sum(data.n for outcome in outcomes for data, _ in outcome.accepted))
+        _answer([*ended, *(answer for outcome in outcomes for answer in outcome.answers)])
         for job in {entry.job for entry in entries}:
             progressed.send(sender=None, job_id=job)
 
@@ -371,6 +375,12 @@ def _storable(fields: dict[str, Any]) -> dict[str, Any]:
 def _answer(answers: list[tuple[Submission, Answer]]) -> None:
     for submission, answer in answers:
         submission.answer(answer)
+    for kind, count in Counter(_ANSWERS[type(answer)] for _, answer in answers).items():
+        metrics.FRAMES.labels(kind).inc(count)
+    metrics.FRAME_BYTES.inc(sum(len(submission.data.payload) for submission, _ in answers))
+
+
+_ANSWERS: dict[type, str] = {Ack: "ack", Nack: "nack", Refuse: "refused", TryLater: "later"}
 
 
 writer = Writer()

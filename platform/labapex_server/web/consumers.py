@@ -11,6 +11,7 @@ from channels.generic.websocket import AsyncWebsocketConsumer
 
 from labapex.protocol.api import JobView
 from labapex_server.jobs import services as jobs
+from labapex_server.lib import metrics
 from labapex_server.lib.errors import Refused
 from labapex_server.telemetry.charts import Cursor
 from labapex_server.telemetry.offload import offload
@@ -55,6 +56,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         hub = hubs.watch(job_id)
         shown: JobView | None = None
         try:
+            metrics.CONNECTIONS.labels("page").inc()
             while True:
                 tick = hub.tick
                 page = await hub.since(cursor, have)
@@ -66,4 +68,5 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         except LookupError:
             await self.close(NOT_FOUND)
         finally:
+            metrics.CONNECTIONS.labels("page").dec()
             await hubs.leave(hub)
