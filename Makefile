@@ -7,12 +7,11 @@ BIN := $(VENV)/bin
 GPU_PYTHON ?= python3
 EXAMPLE ?= digits
 CHEAT ?=
-DATABASE_URL ?=
 SCHEMA := platform/labapex_server/api/openapi.yaml
 DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test test-torch test-sandbox check schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest clean
+.PHONY: help setup runner demo test test-torch stack-test test-sandbox check schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +40,9 @@ test: check runner ## everything static, and all tests
 
 test-torch: runner ## a host without torch, from the platform's wheels to the verdict; pip has to find this torch, 200 MB and more
 	LABAPEX_TEST_SUPPLIED_TORCH=1 $(BIN)/python -m pytest --numprocesses 0 --durations 3 tests/e2e/test_supplied_torch.py
+
+stack-test: runner ## what docker/compose.yaml starts, on this machine's PostgreSQL, Redis and RabbitMQ, one of each lost meanwhile
+	CI=true $(BIN)/python -m pytest --numprocesses 0 --durations 3 tests/docker tests/e2e/test_stack.py
 
 test-sandbox: runner ## what a hostile script is refused, by the worker's sandbox and the platform's, as a table
 	@$(BIN)/python tests/sandbox/table.py
@@ -77,9 +79,6 @@ bench-pages: $(VENV)/.complete ## how soon a point is on the screen with 100 vie
 bench-package: runner ## packaging and start-up for 1 MB, 100 MB and 1 GB of data, against a build for each job and a payload at the end
 	@$(BIN)/python benchmarks/package.py
 
-bench-ingest: $(VENV)/.complete ## points a second stored and acknowledged, and CPU for each, against MLflow and trackio; 5 minutes, DATABASE_URL=.. for PostgreSQL too
-	@$(BIN)/python benchmarks/wire.py --database-url '$(DATABASE_URL)'
-
 bench-proof: $(VENV)/.complete ## what recording and verifying cost, and a replay's error; 6 minutes, QUICK=1 for one
 	@$(BIN)/python benchmarks/proof.py $(if $(QUICK),--quick)
 
@@ -91,6 +90,7 @@ gpu-check: ## on a machine with a GPU, under its own torch (GPU_PYTHON): what re
 
 lock: $(VENV)/.complete ## bring requirements.txt up to date with requirements.in
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --strip-extras --output-file=requirements.txt requirements.in
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --no-emit-index-url --no-emit-find-links --strip-extras --extra server --extra worker --output-file=docker/requirements.txt pyproject.toml docker/requirements.in
 
 clean: ## remove what was built, but not the environment
 	rm -rf build var test-artefacts

@@ -17,6 +17,16 @@ ERASE_SECONDS = 60.0
 """Between two rounds of deleting what was kept long enough."""
 
 
+SANDBOXED = ("preflight", "resume", "verify")
+"""Tasks that run foreign code, for minutes: a queue of their own keeps the others from waiting behind them, and lets only
+machines take them that are made for it."""
+
+
+def sandboxed(queue: str) -> str:
+    """The name of the queue of such tasks, beside this one."""
+    return f"{queue}-sandbox"
+
+
 def _options(broker_url: str, longest: float) -> dict[str, object]:
     """What keeps a task from being lost or run twice on this broker; `longest` is the longest task in seconds."""
     if broker_url.startswith("memory"):
@@ -39,8 +49,9 @@ def make(broker_url: str, *, longest: float, sweep_seconds: float, name: str = "
             "x-consumer-timeout": int(2 * longest * 1000),  # milliseconds; else the broker closes the worker's channel
         }
     app.conf.update(
-        task_queues=[queue(name, queue_arguments=arguments)],
+        task_queues=[queue(each, queue_arguments=arguments) for each in (name, sandboxed(name))],
         task_default_queue=name,
+        task_routes={task: {"queue": sandboxed(name)} for task in SANDBOXED},
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         task_ignore_result=True,
@@ -73,4 +84,4 @@ def _make() -> Celery:
 app = _make()
 app.set_default()
 
-__all__ = ["app", "make"]
+__all__ = ["SANDBOXED", "app", "make", "sandboxed"]

@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -160,8 +161,9 @@ class Stack:
 
     def __init__(self, folder: Path, *, settings: dict[str, str] | None = None, pipeline: bool = False) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.verify: bool | ssl.SSLContext = True  # whose certificates are believed
         self._environment = {k: v for k, v in os.environ.items() if not k.startswith("LABAPEX_")}
         self._environment |= {"HOME": str(folder), "COLUMNS": "200"}
         if sandbox.available() is not None:
@@ -204,13 +206,13 @@ class Stack:
     def _answers(self) -> bool:
         assert not self.platform.ended, "the platform ended"
         with suppress(httpx.TransportError):
-            return httpx.get(f"{self.url}/healthz", timeout=5, trust_env=False).is_success
+            return httpx.get(f"{self.url}/healthz", timeout=5, trust_env=False, verify=self.verify).is_success
         return False
 
     def _sign_up(self, name: str) -> str:
         """A second person, who owns the workers: what is paid can then be seen. Signs up as people do; the password."""
         password = secrets.token_urlsafe(16)
-        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE) as browser:
+        with httpx.Client(base_url=self.url, trust_env=False, timeout=PATIENCE, verify=self.verify) as browser:
             browser.get("/signup/")
             form = {"username": name, "password1": password, "password2": password}
             form["csrfmiddlewaretoken"] = browser.cookies["csrftoken"]
@@ -352,7 +354,7 @@ class Stack:
         return self.until(f"{iterations} losses are stored", look)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

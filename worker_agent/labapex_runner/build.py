@@ -63,13 +63,14 @@ def build(out: Path, lock: Path = DEFAULT_LOCK) -> bool:
     pins = subset(lock.read_text(), ROOTS)
     sources = dict(_sources())
     wanted = _digest(pins, sources)
+    if _is_built(out, wanted):  # no lock: it may lie on a disk that nobody can write to
+        return False
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)  # two builds at once: the second waits, and then finds it done
-        done = out / "digest"
-        parts = [out / name for name in ("bootloader", "runner.pkg", "runner", "packages.json")]
-        if done.is_file() and done.read_text() == wanted and all(part.is_file() for part in parts):
+        if _is_built(out, wanted):
             return False
+        done = out / "digest"
         done.unlink(missing_ok=True)
         python = _environment(out / "venv", pins)
         with tempfile.TemporaryDirectory(dir=out, prefix="packages-") as folder:
@@ -82,6 +83,12 @@ def build(out: Path, lock: Path = DEFAULT_LOCK) -> bool:
         (out / "packages.json").write_text(json.dumps(dict(frozen), indent=2) + "\n")
         done.write_text(wanted)
         return True
+
+
+def _is_built(out: Path, wanted: str) -> bool:
+    """Whether a runner of these inputs is there, complete."""
+    done, parts = out / "digest", ("bootloader", "runner.pkg", "runner", "packages.json")
+    return done.is_file() and done.read_text() == wanted and all((out / part).is_file() for part in parts)
 
 
 def subset(lock: str, roots: tuple[str, ...]) -> str:

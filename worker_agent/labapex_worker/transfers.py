@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import shutil
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -39,7 +40,11 @@ class TransferFailed(LabApexError):
 
 def client(config: Config) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        base_url=config.platform, timeout=httpx.Timeout(60, connect=20), trust_env=False, follow_redirects=False
+        base_url=config.platform,
+        timeout=httpx.Timeout(60, connect=20),
+        trust_env=False,
+        verify=ssl.create_default_context(),  # as the socket: the host's own authorities count
+        follow_redirects=False,
     )
 
 

@@ -48,10 +48,17 @@ class StoreSilent(Refused):
 class Remote(Protocol):
     """Where files are besides the disk. Each method raises `StoreSilent`."""
 
+    def prepare(self) -> None: ...
     def upload(self, path: Path, name: str) -> None: ...
     def download(self, name: str, path: Path) -> None: ...  # FileNotFoundError where there is none
     def size(self, name: str) -> int | None: ...
     def delete(self, name: str) -> None: ...
+
+
+def prepare() -> None:
+    """Make the bucket, where there is to be one and it is missing. Raises `StoreSilent`."""
+    if (remote := _remote()) is not None:
+        remote.prepare()
 
 
 def keep(made: Path, final: Path) -> None:
@@ -172,7 +179,7 @@ class Bucket:
         """`url` is s3://bucket/prefix, as `Config` saw to; without `key`, boto3 looks for credentials in its own places."""
         parts = urlsplit(url)
         self._bucket, prefix = parts.netloc, parts.path.strip("/")
-        self._prefix = f"{prefix}/" if prefix else ""
+        self._prefix, self._region = f"{prefix}/" if prefix else "", region
         boto3, options = import_module("boto3"), import_module("botocore.config")
         self._errors = import_module("botocore.exceptions")
         self._client: Any = boto3.session.Session().client(
@@ -192,6 +199,15 @@ class Bucket:
                 response_checksum_validation="when_required",
             ),
         )
+
+    def prepare(self) -> None:
+        try:
+            with self._said(self._bucket):
+                self._client.head_bucket(Bucket=self._bucket)
+        except FileNotFoundError:
+            here = {} if self._region in ("", "us-east-1") else {"LocationConstraint": self._region}
+            with self._said(self._bucket):
+                self._client.create_bucket(Bucket=self._bucket, **({"CreateBucketConfiguration": here} if here else {}))
 
     def upload(self, path: Path, name: str) -> None:
         with self._said(name):

@@ -87,6 +87,20 @@ def test_a_file_that_one_machine_keeps_is_had_by_another(
     assert [path.name for path in place.parent.iterdir()] == ["weights.safetensors"]
 
 
+def test_a_bucket_is_made_where_it_is_missing_and_left_alone_where_it_is_there(
+    settings: Any, bucket: Any, endpoint: str, tmp_path: Path
+) -> None:
+    machine(settings, tmp_path, endpoint)
+    put(tmp_path / "blobs" / "1", b"sealed")
+    store.prepare()
+    assert names(bucket) == ["platform/blobs/1"]
+    bucket.delete_object(Bucket=BUCKET, Key="platform/blobs/1")
+    bucket.delete_bucket(Bucket=BUCKET)
+    store.prepare()
+    put(tmp_path / "blobs" / "1", b"sealed")
+    assert names(bucket) == ["platform/blobs/1"]
+
+
 def test_what_nobody_has_is_missing_and_leaves_nothing_behind(
     settings: Any, bucket: Any, endpoint: str, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from kombu import Connection
 from tests.labapex_server.scenes import STAND_IN
 
 from labapex import sandbox
+from labapex_server.celery import sandboxed
 
 ROOT = Path(__file__).resolve().parents[3]
 BROKERS = {
@@ -62,8 +63,10 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dict
         variables[sandbox.UNCONFINED_SETTING] = "1"
     manage(variables, "migrate", "-v0")
     yield variables
-    with Connection(url) as connection, suppress(*connection.channel_errors):
-        connection.default_channel.queue_delete(queue)
+    with Connection(url) as connection:
+        for name in (queue, sandboxed(queue)):
+            with suppress(*connection.channel_errors):
+                connection.default_channel.queue_delete(name)
 
 
 def manage(environment: dict[str, str], *arguments: str) -> str:

@@ -70,7 +70,7 @@ def new(request: HttpRequest) -> HttpResponse:
             form.add_error(*_place(error))
         else:
             return redirect("web:job", job_id=job.pk)
-    return render(request, "web/submit.html", {"form": form}, status=422 if form.errors else 200)
+    return render(request, "web/submit.html", {"form": form.accessible()}, status=422 if form.errors else 200)
 
 
 def _place(error: LabApexError) -> tuple[str | None, str]:
