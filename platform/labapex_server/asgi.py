@@ -14,7 +14,7 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.core.asgi import get_asgi_application
 from django.urls import path
 
-from labapex_server.lib import metrics
+from labapex_server.lib import logs, metrics
 from labapex_server.lib.http import BodyLimit, Receive, Scope, Send
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "labapex_server.settings")
@@ -45,6 +45,19 @@ _STREAMED = (
 
 
 async def _http(scope: Scope, receive: Receive, send: Send) -> None:
+    """Each request gets an id, which stands in its answer's `X-Request-ID` and on each line of the log that is about it."""
+    request = logs.new_request()
+
+    async def named(event: dict[str, Any]) -> None:
+        if event["type"] == "http.response.start":
+            event = {**event, "headers": [*event["headers"], (b"x-request-id", request.encode())]}
+        await send(event)
+
+    with logs.on(request=request):
+        await _routed(scope, receive, named)
+
+
+async def _routed(scope: Scope, receive: Receive, send: Send) -> None:
     for pattern, method, streamed in _STREAMED:
         if pattern.fullmatch(scope["path"]) and method in (None, scope["method"]):
             await _counted(pattern.pattern, streamed, scope, receive, send)

@@ -6,6 +6,7 @@ import os
 from typing import Any
 from urllib.parse import urlsplit
 
+from labapex_server.lib import logs
 from labapex_server.lib.config import Config
 
 LABAPEX = Config(_secrets_dir=os.environ.get("LABAPEX_SECRETS_DIR"))
@@ -40,7 +41,7 @@ INSTALLED_APPS = [
     "labapex_server.pipeline",
 ]
 MIDDLEWARE = [
-    "labapex_server.lib.middleware.counted",
+    "labapex_server.lib.middleware.Watched",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -130,12 +131,4 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": ["labapex_server.api.schema.complete"],
 }
 
-LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": "INFO"},
-    # A refused request is an answer, not an event: the server's access log has it.
-    "loggers": {"celery": {"level": "WARNING"}, "kombu": {"level": "ERROR"}, "django.request": {"level": "ERROR"}},
-}
+LOGGING = logs.logging_of(LABAPEX.log_format)

@@ -56,7 +56,7 @@ from labapex_server.gateway.limits import (
 )
 from labapex_server.gateway.trial import Failed as TrialFailed
 from labapex_server.gateway.trial import Trial
-from labapex_server.lib import metrics
+from labapex_server.lib import logs, metrics
 from labapex_server.lib.errors import Refused
 from labapex_server.telemetry import hints
 from labapex_server.telemetry import services as telemetry
@@ -177,6 +177,7 @@ class Connection:
             text = "this worker is not enrolled here, or it is banned; enrol it with a code from the portal"
             raise Closed(REFUSED, _refusal("unknown-worker", text, fatal=True))
         self._worker = worker
+        logs.about(worker=worker.pk)
         return hello
 
     def fence(self) -> None:
@@ -201,7 +202,8 @@ class Connection:
                 if isinstance(message, Data):
                     await self._data(message)
                 else:
-                    await self._handle(message)
+                    with logs.on(**({} if lease is None else {"lease": lease})):
+                        await self._handle(message)
             except LogRefused as error:
                 await self._breach(lease, error)
             except (Refused, MalformedInput) as error:

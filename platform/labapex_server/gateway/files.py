@@ -34,7 +34,7 @@ from labapex.executable import Layout
 from labapex.protocol.manifest import Manifest
 from labapex.protocol.states import LeaseState
 from labapex_server.jobs import packages
-from labapex_server.lib import clock
+from labapex_server.lib import clock, logs
 from labapex_server.lib.errors import Missing, NeedsLength, Refused, TooLarge
 from labapex_server.lib.http import Left, Receive, Scope, Send, body, content_length, headers, problem, respond
 from labapex_server.marketplace import services as marketplace
@@ -89,6 +89,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         if found is None:
             raise Missing("there is nothing here")
         lease = await _authenticated(found[1], fields)
+        logs.about(job=lease.job_id, lease=lease.pk, worker=lease.worker_id)
         if found[4] != "chunks" and scope["method"] in ("GET", "HEAD"):
             await _download(await _served(lease, found), scope["method"], fields, receive, send)
         elif found[4] and scope["method"] == "PUT":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, SecretStr
@@ -106,6 +106,7 @@ class Config(BaseSettings):
     page_size: int = 50
 
     # watching over it
+    log_format: Literal["text", "json"] = "text"
     metrics_token: SecretStr = SecretStr("")  # that opens /metrics; empty: programs on this machine alone may read it
     free_bytes: int = Field(default=2**30, ge=0)  # below which the home's disk counts as full
 

@@ -23,9 +23,10 @@ from labapex.protocol.verdict import Verdict
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.jobs.states import allowed
-from labapex_server.lib import clock
+from labapex_server.lib import clock, logs
 from labapex_server.lib.store import StoreSilent
 from labapex_server.marketplace import services as marketplace
+from labapex_server.marketplace.models import Lease
 from labapex_server.pipeline import tally
 from labapex_server.pipeline.tally import Outcome
 from labapex_server.transparency import certificates
@@ -54,17 +55,24 @@ def resume(job: Job, beat: Beat) -> None:
 
 
 def challenge(job: Job, beat: Beat) -> None:
-    verification.challenge(verification.finished_lease(job))
+    verification.challenge(_finished(job))
 
 
 def verify(job: Job, beat: Beat) -> None:
-    verification.verify(verification.finished_lease(job), beat=beat)
+    verification.verify(_finished(job), beat=beat)
+
+
+def _finished(job: Job) -> Lease:
+    lease = verification.finished_lease(job)
+    logs.about(lease=lease.pk, worker=lease.worker_id)
+    return lease
 
 
 @transaction.atomic
 def settle(job: Job, beat: Beat) -> None:
     """Money moves, and the certificate of a verified job enters the public log: both or neither."""
     record = VerdictRecord.objects.select_related("lease__worker__owner").filter(job=job).latest("issued_at")
+    logs.about(lease=record.lease_id, worker=record.lease.worker_id)
     verdict = Verdict.model_validate(record.document)
     if marketplace.settle(record.lease, verdict):
         certificates.certify(record.lease, verdict)
@@ -77,7 +85,8 @@ def work(job_id: UUID, state: JobState, stage: Callable[[Job, Beat], None]) -> b
     job = jobs.claim(job_id, state, owner, seconds)
     if job is None:
         return False
-    tally.counted(stage.__name__, lambda: _attempt(job, state, owner, stage))
+    with logs.on(task=stage.__name__, job=job_id):
+        tally.counted(stage.__name__, lambda: _attempt(job, state, owner, stage))
     return True
 
 

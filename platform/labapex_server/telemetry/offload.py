@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -28,7 +29,8 @@ async def offload(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
     global _pool
     if _pool is None:
         _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="offload")
-    return await asyncio.get_running_loop().run_in_executor(_pool, partial(_run, partial(function, *args, **kwargs)))
+    call = partial(copy_context().run, function, *args, **kwargs)  # so that its lines of the log say whose they are
+    return await asyncio.get_running_loop().run_in_executor(_pool, partial(_run, call))
 
 
 def shutdown() -> None:

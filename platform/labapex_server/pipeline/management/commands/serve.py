@@ -50,7 +50,7 @@ class Command(BaseCommand):
                 ws="websockets-sansio",
                 ws_max_size=MAX_MESSAGE,
                 ws_per_message_deflate=False,
-                log_level="warning",
+                log_config=None,  # Django's, which everything here has
                 lifespan="off",
                 timeout_graceful_shutdown=5,
                 server_header=False,
