@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from labapex.proof.block import Buffers
 from labapex.proof.clock import Reading
 from labapex.proof.loaders import Pass
 from labapex.proof.nodes import (
@@ -30,7 +31,7 @@ from labapex.proof.nodes import (
     is_variable,
     key_node,
 )
-from labapex.proof.state import Buffers, State
+from labapex.proof.state import State
 
 _LARGE = 1024  # items from which a container that nobody touched is not stored
 _MAX_DEPTH = 200
@@ -121,23 +122,24 @@ class Capture:
         """Close the walk: tensors are copied to contiguous CPU memory that the script cannot touch."""
         self.memory.captured()
         self.alive.clear()  # this walk is a cycle of its own handlers: what it met must not wait for the garbage collector
-        return State(structure, (buffers or Buffers()).copy(self.tensors), sorted(self.parameters))
+        parameters = sorted(self.parameters)
+        return State(structure, (buffers or Buffers()).copy(self.tensors, parameters), parameters)
 
     def variables(self, path: str, variables: dict[str, Any]) -> dict[str, Any]:
         """Nodes of a namespace, those that are kept among them: a name that is not there is not bound."""
-        return {name: self.node(f"{path}/{name}", value) for name, value in in_order(variables) if is_variable(name)}
+        return {name: self.node(f"{path}/{name}", value) for name, value in in_order(variables, is_variable)}
 
     def node(self, path: str, value: Any, within: bool = False) -> Any:
         """The node of one value. `within`: inside a module or optimizer, where every tensor is stored."""
-        if path.count("/") > _MAX_DEPTH:
-            return KEEP
-        if value is None or isinstance(value, bool):
+        if value is None or value is True or value is False:
             return value
-        if isinstance(value, Reading):
-            return {"clock": 1}
         kind = type(value)
         if kind is int:
             return value if abs(value) <= SAFE_INTEGER else {"i": str(value)}
+        if path.count("/") > _MAX_DEPTH:
+            return KEEP
+        if isinstance(value, Reading):
+            return {"clock": 1}
         if kind is float:
             return {"f": value.hex()}
         if kind is str:
@@ -251,8 +253,7 @@ class Capture:
         within = within or isinstance(value, nn.Module)
         attributes = {
             name: self.node(f"{path}/{name}", attribute, within)
-            for name, attribute in in_order(value.__dict__)
-            if is_attribute(name)
+            for name, attribute in in_order(value.__dict__, is_attribute)
         }
         return {"o": class_name(value), "a": attributes}
 

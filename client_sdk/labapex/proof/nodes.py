@@ -22,7 +22,8 @@ The self-test at preflight decides whether this was enough for a script; the cap
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import CellType
 from typing import Any, TypeVar
 
@@ -54,9 +55,17 @@ def is_variable(name: str) -> bool:
     return not (name.startswith("__") and name.endswith("__")) and not name.startswith(LOOP_PREFIX) and name != HANDLE
 
 
-def in_order(names: Mapping[str, T]) -> list[tuple[str, T]]:
+def in_order(names: Mapping[str, T], wanted: Callable[[str], bool] | None = None) -> list[tuple[str, T]]:
     """Items by name as canonical JSON sorts them, in UTF-16: who reads a state meets its objects as who wrote it did."""
-    return sorted(names.items(), key=lambda item: item[0].encode("utf-16-be", "surrogatepass"))
+    return [(name, names[name]) for name in _order(tuple(names), wanted)]
+
+
+@lru_cache(maxsize=4096)
+def _order(names: tuple[str, ...], wanted: Callable[[str], bool] | None) -> list[str]:
+    """Objects have the same attributes at each leaf, and most of them those of their neighbours."""
+    return sorted(
+        filter(wanted, names) if wanted else names, key=lambda name: name.encode("utf-16-be", "surrogatepass")
+    )
 
 
 def class_name(value: Any) -> str:

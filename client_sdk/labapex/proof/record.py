@@ -1,6 +1,7 @@
 """Records a run: a loss for each iteration, and every k steps a leaf that commits to the whole state.
 
-The script's thread only copies the state; digest, file and leaf are made in a background thread, at most two states behind.
+The script's thread only copies the state; digest, file and leaf are made in a background thread. Where it falls behind, the
+script waits: besides its own there are never more than three states in memory, the last that is committed among them.
 Files are written of the leaves that the contract has the host keep; the others' states can be made anew from them.
 """
 
@@ -17,14 +18,16 @@ from torch.optim.optimizer import Optimizer
 
 from labapex.errors import TrainingFailed
 from labapex.proof import merkle
+from labapex.proof.block import Buffers
 from labapex.proof.loops import Loop
 from labapex.proof.runtime import Engine, Finished
 from labapex.proof.sink import Sink
-from labapex.proof.state import Buffers, State, losses_digest, parameter_change
+from labapex.proof.state import State, losses_digest, parameter_change
 from labapex.protocol.canonical import digest
 from labapex.protocol.contract import Contract
 from labapex.protocol.records import Leaf, column
 
+_BEHIND = 2  # states that may be copied and not committed yet
 _now = time.time  # the plain clock: the engine marks the script's
 
 
@@ -64,6 +67,8 @@ class Recorder:
             return
         self._tell()
         if self._is_due(engine.step) and (at_top or engine.step == self.total):
+            while len(self.pending) >= _BEHIND:
+                self.pending.pop(0).result()
             self._leaf(engine.capture(self.buffers), engine.settings())
 
     def iteration(self, step: int, loss: float, batches: list[bytes]) -> None:
@@ -100,8 +105,6 @@ class Recorder:
         self.before = state
 
     def _leaf(self, state: State, settings: str) -> None:
-        while len(self.pending) >= 2:
-            self.pending.pop(0).result()
         index, step = self.index, int(state.structure["step"])
         losses, batches = column(self.losses), batches_digest(self.batches)
         self.index, self.losses, self.batches = self.index + 1, [], []

@@ -27,6 +27,7 @@ from torch.optim.optimizer import Optimizer
 
 from labapex.errors import LabApexError, MalformedInput, TrainingFailed
 from labapex.proof import frameworks, hooks, loaders, loggers, loops, packages
+from labapex.proof.block import Buffers
 from labapex.proof.capture import Capture, Memory
 from labapex.proof.clock import mark_clocks
 from labapex.proof.declared import Declared
@@ -37,7 +38,7 @@ from labapex.proof.randomness import derive, mix_in, seed_everything
 from labapex.proof.restore import Restore, stale
 from labapex.proof.scope import Scope, bind, live
 from labapex.proof.settings import settings_digest
-from labapex.proof.state import Buffers, State
+from labapex.proof.state import State
 from labapex.protocol.contract import Contract
 
 L = TypeVar("L", bound=Loop)

@@ -23,7 +23,10 @@ class Scope:
         self.root = root
         self._further = further
         self._places: dict[str, bool] = {}  # file names, and whether they are in the script's folder
-        self._foreign: dict[str, ModuleType] = {}  # the thousands of modules that are not the script's
+        self._loaded: dict[
+            str, ModuleType
+        ] = {}  # as they were looked through: thousands, of which few are the script's
+        self._names: list[str] = []  # of those that are the script's
 
     def calls(self, frame: FrameType | None) -> list[str]:
         """Where the functions that led to a frame were called, outermost first, of the script and of libraries."""
@@ -39,15 +42,14 @@ class Scope:
         running = {
             id(f.f_globals): live_names(f.f_code, f.f_lasti) for f in _outwards(frame) if f.f_code.co_name == "<module>"
         }
+        if sys.modules != self._loaded:
+            self._loaded = dict(sys.modules)
+            self._names = [name for name, module in self._loaded.items() if module is not None and self._own(name)]
         found: dict[str, dict[str, Any]] = {}
-        for name, module in list(sys.modules.items()):
-            if module is None or self._foreign.get(name) is module:
-                continue
-            if not self._own(name):
-                self._foreign[name] = module
-                continue
-            live = running.get(id(module.__dict__))
-            found[name] = {k: v for k, v in module.__dict__.items() if live is None or k in live}
+        for name in self._names:
+            variables = self._loaded[name].__dict__
+            live = running.get(id(variables))
+            found[name] = {k: v for k, v in variables.items() if live is None or k in live}
         return found
 
     def known(self, module: str) -> bool:

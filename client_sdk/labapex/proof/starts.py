@@ -10,8 +10,9 @@ import safetensors
 import torch
 from torch import Tensor
 
+from labapex.proof.block import raw_bytes
 from labapex.proof.origins import SMALLEST, ks_p_value
-from labapex.proof.state import State, raw_bytes
+from labapex.proof.state import State
 from labapex.protocol.contract import Parent
 from labapex.protocol.replay import StartReport
 

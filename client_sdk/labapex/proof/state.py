@@ -10,7 +10,6 @@ are safetensors; the digest is over tensors and structure, not over the file, wh
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -24,12 +23,13 @@ from torch import Tensor
 
 from labapex.errors import MalformedInput
 from labapex.proof import merkle
-from labapex.proof.image import Block, Image, Shapes
-from labapex.proof.image import raw_bytes as raw_bytes
+from labapex.proof.block import flat, raw_bytes
+from labapex.proof.image import Image
 from labapex.protocol.contract import Stretch
 from labapex.protocol.replay import Distances
 
-_BLOCK = 32_000  # elements summed at a time: they stay in cache, and torch splits no work this small between threads
+_BLOCK = 32_000  # elements summed at a time: torch splits no work this small between threads
+_TOGETHER = 8 * _BLOCK  # elements subtracted at a time: they stay in cache
 
 
 @dataclass
@@ -54,9 +54,7 @@ class State:
 
     def layout(self) -> tuple[Stretch, ...]:
         """The types in the parameters' stream, each with its bytes."""
-        own = Shapes({name: self.tensors[name] for name in self.parameters}).order
-        runs = itertools.groupby(own, key=lambda n: self.tensors[n].dtype)
-        sizes = [(str(t).removeprefix("torch."), sum(self.tensors[n].nbytes for n in names)) for t, names in runs]
+        sizes = [(str(run.dtype).removeprefix("torch."), run.nbytes) for run in flat(self.tensors, self.parameters)]
         return tuple(Stretch(type=kind, size=size) for kind, size in sizes if size)
 
     def size(self) -> int:
@@ -83,33 +81,6 @@ class State:
         return cls(structure, tensors, parameters)
 
 
-class Buffers:
-    """Memory for copies of tensors, used again and again: the first touch of fresh pages costs more than the copy.
-
-    Only whoever knows that a copy is done with may give it back.
-    """
-
-    def __init__(self) -> None:
-        self._free: list[Block] = []
-
-    def copy(self, tensors: dict[str, Tensor]) -> Block:
-        """Contiguous copies on the CPU, under the same names."""
-        block = None
-        while self._free and block is None:
-            block = self._free.pop()
-            if not block.shapes.fit(tensors):
-                block = None  # of another time: the state has changed its shape since
-        block = block or Block(Shapes(tensors))
-        if tensors:
-            with torch.no_grad():
-                torch._foreach_copy_(list(block.values()), [t.detach() for t in tensors.values()])
-        return block
-
-    def give_back(self, copies: dict[str, Tensor]) -> None:
-        if isinstance(copies, Block):
-            self._free.append(copies)
-
-
 def losses_digest(column: bytes) -> str:
     """SHA-256 over a float64 column of losses, in hexadecimal: what a leaf says of the losses since the one before."""
     return hashlib.sha256(column).hexdigest()
@@ -119,19 +90,19 @@ def parameter_change(before: State, after: State) -> float | None:
     """||W_after - W_before||_2 over the trained parameters; None where it is not finite or their shapes differ."""
     if not _alike(before, after):
         return None
-    squares = list(_squares([(before.tensors[n], after.tensors[n]) for n in after.parameters]))
+    runs = zip(flat(before.tensors, before.parameters), flat(after.tensors, after.parameters), strict=True)
+    squares = [square for old, new in runs for square in _squares(old, new)]
     return _finite(math.fsum(squares) ** 0.5) if all(map(math.isfinite, squares)) else None
 
 
-def _squares(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[float]:
-    """Sums of squared differences, block by block in float64: the same with any number of threads."""
-    room = torch.empty(_BLOCK, dtype=torch.float64)
-    for before, after in pairs:
-        old, new = before.reshape(-1), after.reshape(-1)
-        for start in range(0, new.numel(), _BLOCK):
-            part = new[start : start + _BLOCK]
-            change = room[: part.numel()].copy_(part).sub_(old[start : start + _BLOCK])
-            yield float(torch.linalg.vector_norm(change)) ** 2
+def _squares(old: Tensor, new: Tensor) -> Iterator[float]:
+    """Sums of squared differences in float64, block by block: the same with any number of threads."""
+    if new.is_complex():
+        old, new = torch.view_as_real(old).reshape(-1), torch.view_as_real(new).reshape(-1)
+    room = torch.empty(min(_TOGETHER, new.numel()), dtype=torch.float64)
+    for before, after in zip(old.split(_TOGETHER), new.split(_TOGETHER), strict=True):
+        change = room[: after.numel()].copy_(after).sub_(before)
+        yield from torch.stack(torch._foreach_norm(change.split(_BLOCK))).square().tolist()
 
 
 def distances(*, claimed: State, replayed: State, start: State) -> Distances:

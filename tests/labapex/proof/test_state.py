@@ -20,18 +20,11 @@ from torch import nn
 
 from labapex.errors import MalformedInput, TrainingFailed
 from labapex.proof import merkle
+from labapex.proof.block import FILE_TYPES, Buffers, raw_bytes
 from labapex.proof.capture import Capture, Memory
 from labapex.proof.clock import Reading
-from labapex.proof.image import FILE_TYPES
 from labapex.proof.restore import Restore
-from labapex.proof.state import (
-    Buffers,
-    State,
-    distances,
-    first_difference,
-    parameter_change,
-    raw_bytes,
-)
+from labapex.proof.state import State, distances, first_difference, parameter_change
 from labapex.proof.statefile import CHUNK
 from labapex.protocol.canonical import canonical
 
@@ -322,18 +315,18 @@ def test_copies_are_contiguous_their_own_and_made_in_memory_that_was_given_back(
     buffers = Buffers()
     model = nn.Linear(3, 2)
     source = {"t": torch.arange(6.0).reshape(2, 3).t(), "p": model.weight, "n": torch.tensor(3), "b": torch.ones(2) > 0}
-    first, second = buffers.copy(source), buffers.copy(source)
+    first, second = buffers.copy(source, ["p"]), buffers.copy(source, ["p"])
     assert all(torch.equal(first[n], t) and first[n].is_contiguous() for n, t in source.items())
     assert not first["p"].requires_grad
     places = {n: t.data_ptr() for n, t in first.items()}
     source["t"].zero_()
     assert first["t"].sum() == 15
     buffers.give_back(first)
-    third = buffers.copy(source)
+    third = buffers.copy(source, ["p"])
     assert {n: t.data_ptr() for n, t in third.items()} == places
     assert second["t"].sum() == 15
     buffers.give_back(third)
-    grown = buffers.copy({**source, "t": torch.ones(4)})
+    grown = buffers.copy({**source, "t": torch.ones(4)}, ["p"])
     assert grown["t"].tolist() == [1, 1, 1, 1]
 
 
