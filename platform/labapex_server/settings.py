@@ -35,6 +35,7 @@ INSTALLED_APPS = [
     "labapex_server.telemetry",
     "labapex_server.verification",
     "labapex_server.transparency",
+    "labapex_server.alerts",
     "labapex_server.api",
     "labapex_server.gateway",
     "labapex_server.web",

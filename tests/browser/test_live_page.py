@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from tests.browser.stage import PER_EPOCH, Story, artefacts
+
+from labapex_server.alerts import services as alerts
+from labapex_server.lib import clock
 
 pytestmark = pytest.mark.browser
 
@@ -374,4 +378,19 @@ def test_a_long_run_is_drawn_in_few_numbers_and_a_zoom_shows_each_point(
     page.get_by_label("Smoothing").fill("0.9")
     page.get_by_role("button", name="Show all").click()
     expect(chart(page)).to_have_attribute("data-zoomed", "false")
+    assert visitor.complaints == []
+
+
+def test_an_alert_appears_by_itself_and_says_when_it_is_over(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    visitor = visit()
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    expect(page.locator("[data-live=alerts]")).to_be_hidden()
+    books(lambda: (running.frame(losses=[1.0] * 20 + [float("nan")] * 5), alerts.look(clock.now())))
+    expect(page.locator("[data-live=alerts]")).to_contain_text("The loss of iteration 224 is not a finite number")
+    books(lambda: (running.frame(losses=[1.0] * 30), alerts.look(clock.now() + timedelta(seconds=6))))
+    expect(page.locator("[data-live=alerts]")).to_contain_text("Over since")
+    page.screenshot(path=artefacts() / "live-alert.png")
     assert visitor.complaints == []

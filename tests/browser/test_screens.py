@@ -10,6 +10,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.stage import START, Story, artefacts
 
 from labapex.protocol.contract import Parent
+from labapex_server.alerts import services as alerts
+from labapex_server.lib import clock
 from labapex_server.transparency.models import CertificateRecord
 from labapex_server.workers.models import Worker
 
@@ -73,6 +75,8 @@ def test_every_other_page_is_drawn_without_a_complaint(
         history.certified = tuned.job.pk  # type: ignore[attr-defined]
         Worker.objects.filter(pk=tuned.worker.pk).update(lacks_torch=True)  # and nothing is held for it
         story.submitted().queued().running().trained(300)
+        alerts.choose(researcher, mail=True, webhook="https://ops.example.org/labapex", budget_share=50)
+        alerts.look(clock.now())
         Story(owner=researcher, host=host, began=story.began + 280, name="resnet20-sweep-3").submitted()
 
     books(history)
@@ -86,6 +90,7 @@ def test_every_other_page_is_drawn_without_a_complaint(
         "storage": "/storage/",
         "billing": "/billing/",
         "tokens": "/tokens/",
+        "alerts": "/alerts/",
         "workers-none": "/workers/",
         "verdict": f"/jobs/{rejected}/verdict/",
         "live-rejected": f"/jobs/{rejected}/",

@@ -19,6 +19,8 @@ from tests.labapex.certified import MemoryLog, a_statement
 
 from labapex.certificate import CertificateBundle, Envelope, PlatformKeys
 from labapex.protocol.api import (
+    AlertChannels,
+    AlertChoice,
     DeviceCode,
     DevicePoll,
     EnrolmentCode,
@@ -135,6 +137,7 @@ class MemoryPlatform:
     key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     log: MemoryLog = field(default_factory=MemoryLog)
     entries: tuple[Entry, ...] = field(default_factory=lambda: ENTRIES)  # the newest first
+    channels: AlertChannels = field(default_factory=lambda: AlertChannels(address="ada@example.org"))
     offers: tuple[Offer, ...] = field(default_factory=lambda: OFFERS)
     entered: dict[UUID, tuple[int, Envelope]] = field(default_factory=dict)  # certificates by job
 
@@ -193,6 +196,15 @@ class MemoryPlatform:
                 )
             case ["statement.csv"]:
                 return httpx.Response(200, content=f"at,credits\r\n{request.url.params.get('month')},\x1b[2J1\r\n")
+            case ["alerts"] if request.method == "PUT":
+                choice = AlertChoice.model_validate_json(request.content)
+                new = choice.webhook is not None and choice.webhook != self.channels.webhook
+                self.channels = self.channels.model_copy(update=choice.model_dump())
+                return reply(self.channels.model_copy(update={"secret": "whsec_1" if new else None}))
+            case ["alerts"]:
+                return reply(self.channels)
+            case ["alerts", "trial"]:
+                return httpx.Response(202)
             case ["offers"]:
                 return self._offers(request.url.params)
             case ["enrolments"]:

@@ -107,6 +107,9 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "api/v1/transparency/entries"): Public(),
     ("GET", "api/v1/transparency/inclusion"): Public(400),
     ("GET", "api/v1/transparency/consistency"): Public(400),
+    ("GET", "api/v1/alerts/"): Program(),
+    ("PUT", "api/v1/alerts/"): Program(),
+    ("POST", "api/v1/alerts/trial/"): Program(400),  # there is no channel
     ("POST", "api/v1/enrolments/"): Program(201),
     ("POST", "gateway/enrol/"): Public(400),  # the code is the credential
     ("POST", "gateway/earnings/"): Public(400),  # a worker's signature is the credential
@@ -142,6 +145,9 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "offers/"): Page(),
     ("GET", "workers/"): Page(),
     ("POST", "workers/code/"): Page(),
+    ("GET", "alerts/"): Page(),
+    ("POST", "alerts/"): Page(422),
+    ("POST", "alerts/trial/"): Page(302),
     ("GET", "billing/"): Page(),
     ("GET", "billing/statement.csv"): Page(),
 }
@@ -214,7 +220,9 @@ def ask(method: str, route: str, user: User | None, job: Job, token: int) -> Any
         client.force_login(user)
     body = "{}" if address.startswith(("/api/", "/gateway/")) else {}
     kind = {"content_type": "application/json"} if isinstance(body, str) else {}
-    return getattr(client, method.lower())(address, *([body] if method == "POST" else []), headers=headers, **kind)
+    return getattr(client, method.lower())(
+        address, *([body] if method in ("POST", "PUT") else []), headers=headers, **kind
+    )
 
 
 @pytest.mark.django_db

@@ -113,6 +113,9 @@ def show(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> N
         out.print(clean(found.reason))
     if erased := storage.erasure(found):
         out.print(one_line(erased))
+    for alert in found.alerts:
+        over = "" if alert.recovered_at is None else " (is over)"
+        out.print(one_line(f"alert {alert.kind}: {alert.text}{over}"))
     if verdict:
         out.print()
         out.print(report.verdict_lines(verdict.verdict))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from labapex.cli import account, calibration, check, doctor, init, jobs, market, proofs, results, storage
+from labapex.cli import account, alerts, calibration, check, doctor, init, jobs, market, proofs, results, storage
 from labapex.cli.output import one_line, say
 from labapex.errors import LabApexError
 
@@ -36,6 +36,7 @@ app.command()(jobs.show)
 app.command()(jobs.logs)
 app.command()(jobs.metrics)
 app.command()(jobs.stop)
+app.command()(alerts.alerts)
 app.command()(results.pull)
 app.command()(results.verify)
 app.command()(results.receipts)

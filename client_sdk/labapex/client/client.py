@@ -40,6 +40,8 @@ from labapex.errors import (
 from labapex.proof import folder, parcel
 from labapex.proof.folder import Manifest, Proof
 from labapex.protocol.api import (
+    AlertChannels,
+    AlertChoice,
     DeviceCode,
     DevicePoll,
     EnrolmentCode,
@@ -297,6 +299,20 @@ class Client:
     def delete_files(self) -> Storage:
         """Delete your files that no job needs; what is left then."""
         return self._ask(Storage, "DELETE", "storage/files/")
+
+    # -- alerts --------------------------------------------------------------------------------------------------------
+
+    def alert_channels(self) -> AlertChannels:
+        """How you are told of your jobs' alerts."""
+        return self._ask(AlertChannels, "GET", "alerts/")
+
+    def choose_alert_channels(self, choice: AlertChoice) -> AlertChannels:
+        """Choose it. Where the webhook is new the answer has the secret that signs its calls, this once."""
+        return self._ask(AlertChannels, "PUT", "alerts/", body=choice, repeatable=False)
+
+    def try_alert_channels(self) -> None:
+        """Send a trial to them."""
+        self._connection.call(Request("POST", "/api/v1/alerts/trial/"), repeatable=False)
 
     # -- offers --------------------------------------------------------------------------------------------------------
 

@@ -124,6 +124,39 @@ class Statement(Message):
     next: str | None
 
 
+class AlertKind(StrEnum):
+    """What a client is told of a job without asking. README: `Alerts`."""
+
+    NOT_FINITE = "not-finite"
+    DIVERGING = "diverging"
+    STALLED = "stalled"
+    LOST_CONTACT = "lost-contact"
+    BUDGET = "budget"
+    ENDED = "ended"
+
+
+class AlertView(Message):
+    """A condition that a job is in, or was in where `recovered_at` says until when. Times are Unix seconds."""
+
+    kind: AlertKind
+    text: str
+    raised_at: float
+    recovered_at: float | None = None
+
+
+class AlertChoice(Message):
+    """How an account wants to be told of alerts."""
+
+    mail: bool = False  # to the address of the account
+    webhook: str | None = Field(default=None, max_length=2000)  # an https address that is called
+    budget_share: int = Field(default=80, ge=1, le=100)  # percent of a job's budget that is worth an alert
+
+
+class AlertChannels(AlertChoice):
+    address: str | None  # of the account; mails go there
+    secret: str | None = None  # with which the webhook's calls are signed: shown this once, where the address is new
+
+
 class JobRequest(Message):
     spec: JobSpec
     bundle: Bundle
@@ -194,6 +227,7 @@ class JobView(Message):
     url: str  # of the live page
     erased: tuple[Erased, ...] = ()
     erase_after: float | None = None  # Unix time: then the rest goes, as its owner asked
+    alerts: tuple[AlertView, ...] = ()  # that were ever raised, the oldest first
 
 
 class JobPage(Message):

@@ -8,6 +8,8 @@ from uuid import UUID
 
 from labapex.certificate import CertificateBundle, Envelope, PlatformKeys, Signature
 from labapex.protocol.api import (
+    AlertChannels,
+    AlertChoice,
     DeviceCode,
     DevicePoll,
     EnrolmentCode,
@@ -216,6 +218,8 @@ _BODIES: tuple[Message, ...] = (
         verified_epochs=3,
         reason="paid for 3 verified epochs",
     ),
+    AlertChoice(mail=True, webhook="https://ops.example.org/labapex", budget_share=80),
+    AlertChannels(mail=True, webhook="https://ops.example.org/labapex", address="ada@example.org"),
     EnrolmentCode(
         code="5f2d0c8e9b7a4d3186e0c1f2a3b4c5d6",
         expires_at=_AT + 900,

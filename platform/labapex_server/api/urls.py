@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import include, path, re_path
 
-from labapex_server.api import description, offers, problems, statements, tokens, transparency, views
+from labapex_server.api import alerts, description, offers, problems, statements, tokens, transparency, views
 
 _v1 = [
     path("me/", views.MeView.as_view()),
@@ -29,6 +29,8 @@ _v1 = [
     path("jobs/<uuid:job>/weights/", views.JobWeights.as_view()),
     path("jobs/<uuid:job>/proof/", views.JobProof.as_view()),
     path("jobs/<uuid:job>/certificate/", transparency.JobCertificate.as_view()),
+    path("alerts/", alerts.Alerts.as_view()),
+    path("alerts/trial/", alerts.AlertTrial.as_view()),
     path("offers/", offers.Offers.as_view()),
     path("keys/", transparency.Keys.as_view()),
     path("keys/verdict/", views.VerdictKeyView.as_view()),

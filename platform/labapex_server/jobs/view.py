@@ -14,12 +14,14 @@ from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock
 
-# Leases, logs and verdicts belong to later stages: they are reached from the job's row, never imported.
+# Leases, logs, verdicts and alerts belong to later stages: they are reached from the job's row, never imported.
 
 
 def viewable(jobs: QuerySet[Job]) -> QuerySet[Job]:
     """Jobs with all that their views need, in a fixed number of queries."""
-    return jobs.select_related("hold").prefetch_related("leases__worker", "leases__log", "verdicts", "erasures")
+    return jobs.select_related("hold").prefetch_related(
+        "leases__worker", "leases__log", "verdicts", "erasures", "alerts"
+    )
 
 
 def view(job: Job) -> JobView:
@@ -67,6 +69,7 @@ def view(job: Job) -> JobView:
         ),
         erase_after=clock.unix(job.erase_after),
         url=f"{settings.LABAPEX.public_url.rstrip('/')}/jobs/{job.pk}/",
+        alerts=tuple(alert.view for alert in sorted(job.alerts.all(), key=lambda each: each.pk)),
     )
 
 

@@ -43,13 +43,20 @@ def _answered(*, job_id: UUID, **_: Any) -> None:
 
 def ring(job_id: UUID, state: JobState) -> bool:
     """Ask for a job's task. A broker that does not answer costs time only: the sweep rings again. False then."""
+    Job.objects.filter(pk=job_id).update(rung_at=clock.now())
+    if ring_for(STAGES[state], str(job_id)):
+        return True
+    Job.objects.filter(pk=job_id).update(rung_at=None)
+    return False
+
+
+def ring_for(task: str, *args: str) -> bool:
+    """Ask for a task. False: the broker does not answer."""
     from labapex_server.celery import app
 
-    Job.objects.filter(pk=job_id).update(rung_at=clock.now())
     try:
-        app.send_task(STAGES[state], args=[str(job_id)], retry=False)
+        app.send_task(task, args=args, retry=False)
     except (OperationalError, OSError) as error:
-        log.warning("job %s: the broker does not answer, the sweep will ring again: %s", job_id, error)
-        Job.objects.filter(pk=job_id).update(rung_at=None)
+        log.warning("%s: the broker does not answer, the sweep will ring again: %s", " ".join((task, *args)), error)
         return False
     return True

@@ -10,6 +10,8 @@ from django.conf import settings
 from django.db.models import Q
 
 from labapex.protocol.states import JobState
+from labapex_server.alerts import delivery
+from labapex_server.alerts import services as alerts
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
@@ -29,6 +31,7 @@ class Swept:
     late: int
     forgotten: int
     explained: int
+    alerted: int
 
 
 def sweep(now: datetime | None = None) -> Swept:
@@ -42,7 +45,10 @@ def sweep(now: datetime | None = None) -> Swept:
         verification.reject_late(lease)
     forgotten = verification.forget_states(now)
     explained = marketplace.explain_waiting()
-    done = Swept(_ring(now), silent, released, len(late), forgotten, explained)
+    alerted = alerts.look(now)
+    if delivery.waiting(now):
+        conveyor.ring_for("deliver")
+    done = Swept(_ring(now), silent, released, len(late), forgotten, explained, alerted)
     if silent or released or late or forgotten:
         log.info("swept: %s", done)
     return done

@@ -7,6 +7,7 @@ from typing import TypeVar
 from uuid import UUID
 
 from labapex.protocol.states import JobState
+from labapex_server.alerts import delivery
 from labapex_server.celery import app
 from labapex_server.lib import clock
 from labapex_server.pipeline import stages, tally
@@ -55,6 +56,11 @@ def settle(job: str) -> None:
 @_task("erase")
 def erase() -> None:
     tally.counted("erase", lambda: _done(erasing.erase_due(clock.now())))
+
+
+@_task("deliver")
+def deliver() -> None:
+    tally.counted("deliver", lambda: _done(delivery.deliver()))
 
 
 @_task("sweep")

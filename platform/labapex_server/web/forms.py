@@ -98,6 +98,24 @@ class PublicNameForm(Accessible):
         return name
 
 
+class ChannelsForm(Accessible):
+    """How to be told of alerts; `alerts.services` holds the rules."""
+
+    mail = forms.BooleanField(label="By mail", required=False)
+    webhook = forms.CharField(
+        label="Webhook",
+        max_length=2000,
+        required=False,
+        help_text="An https address that is called with JSON. A new one gets a secret with which its calls are signed.",
+    )
+    budget_share = forms.IntegerField(
+        label="Budget, percent",
+        min_value=1,
+        max_value=100,
+        help_text="An alert when so much of a job's budget is spent.",
+    )
+
+
 class ConstraintsForm(Accessible):
     """Which hosts are wanted."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.contrib.auth import views as auth
 from django.urls import path, re_path
 
-from labapex_server.web.views import account, billing, jobs, offers, storage, transparency, workers
+from labapex_server.web.views import account, alerts, billing, jobs, offers, storage, transparency, workers
 
 app_name = "web"
 urlpatterns = [
@@ -34,6 +34,8 @@ urlpatterns = [
     path("workers/", workers.listing, name="workers"),
     path("workers/code/", workers.code, name="new-code"),
     path("storage/", storage.overview, name="storage"),
+    path("alerts/", alerts.channels, name="alerts"),
+    path("alerts/trial/", alerts.trial, name="alerts-trial"),
     path("billing/", billing.overview, name="billing"),
     path("billing/statement.csv", billing.statement, name="statement"),
 ]

@@ -71,6 +71,7 @@ function drawState(job) {
   set("reason-text", job.reason);
   set("reason-title", job.fault && job.fault !== "nobody" ? `${state.label} · at fault: ${job.fault}` : state.label);
   $("lost").hidden = !lost;
+  drawAlerts(job.alerts ?? []);
   $("verdict").hidden = !job.verdict;
   $("stop").hidden = !words.stoppable.includes(job.state);
   set("worker", [job.worker && `on ${job.worker}`, job.device].filter(Boolean).join(" · "));
@@ -85,6 +86,21 @@ function drawState(job) {
     set("memory-title", `${device} memory`);
     set("device", run.samples[run.samples.length - 1].device);
   }
+}
+
+// Its end is on the page anyway, and lost contact has words of its own above.
+function drawAlerts(alerts) {
+  const shown = alerts.filter((alert) => !["ended", "lost-contact"].includes(alert.kind));
+  const spelling = JSON.stringify(shown);
+  if (spelling === drawn.alerts) return;
+  drawn.alerts = spelling;
+  $("alerts").hidden = shown.length === 0;
+  $("alert-list").replaceChildren(...shown.map((alert) => {
+    const item = document.createElement("li"), over = alert.recovered_at;
+    item.textContent = `${alert.text[0].toUpperCase()}${alert.text.slice(1)}.${over ? ` Over since ${new Date(over * 1000).toLocaleTimeString()}.` : ""}`;
+    item.className = over ? "muted" : "";
+    return item;
+  }));
 }
 
 function drawFigures(job) {
