@@ -73,12 +73,19 @@ class Bench:
             process.communicate()
 
     def bare(
-        self, model: str, iterations: int, batch: int, *, save_every: int = 0, deterministic: bool = False
+        self,
+        model: str,
+        iterations: int,
+        batch: int,
+        *,
+        options: tuple[str, ...] = (),
+        save_every: int = 0,
+        deterministic: bool = False,
     ) -> dict[str, Any]:
         """The script as it is; with a naive `torch.save` each `save_every` steps, or under deterministic algorithms."""
         folder = self.folder(model)
         request = {
-            "args": [*arguments(iterations, batch), "--save-every", str(save_every)],
+            "args": [*arguments(iterations, batch, 1, options), "--save-every", str(save_every)],
             "deterministic": deterministic,
         }
         found = self.run("bare", folder, request)
@@ -93,12 +100,12 @@ class Bench:
         every: int,
         *,
         epochs: int = 1,
-        amp: bool = False,
+        options: tuple[str, ...] = (),
         seed: str = "a" * 64,
         host: dict[str, str] | None = None,
     ) -> Recorded:
         folder = self.folder(model)
-        contract = terms(folder / "work" / "train.py", iterations, batch, every, seed, epochs, amp=amp)
+        contract = terms(folder / "work" / "train.py", iterations, batch, every, seed, epochs, options)
         return Recorded(contract, folder, self.run("record", folder, contract.model_dump(mode="json"), host=host))
 
     def replay(
@@ -127,13 +134,12 @@ class Bench:
         return report, float(found["seconds"])
 
 
-def arguments(iterations: int, batch: int, epochs: int = 1, *, amp: bool = False) -> list[str]:
-    chosen = ["--iterations", str(iterations), "--batch", str(batch), "--epochs", str(epochs)]
-    return [*chosen, "--amp"] if amp else chosen
+def arguments(iterations: int, batch: int, epochs: int = 1, options: tuple[str, ...] = ()) -> list[str]:
+    return ["--iterations", str(iterations), "--batch", str(batch), "--epochs", str(epochs), *options]
 
 
 def terms(
-    script: Path, iterations: int, batch: int, every: int, seed: str, epochs: int = 1, *, amp: bool = False
+    script: Path, iterations: int, batch: int, every: int, seed: str, epochs: int = 1, options: tuple[str, ...] = ()
 ) -> Contract:
     """The terms of a run of `iterations` an epoch, as if a preflight had found the script's facts."""
     line = next(n for n, text in enumerate(script.read_text().splitlines(), start=1) if "in enumerate(loader" in text)
@@ -143,6 +149,6 @@ def terms(
     )  # fmt: skip
     return Contract(
         job=UUID(int=1), lease=UUID(int=2), seed=seed, code="0" * 64, data="0" * 64, script="train.py",
-        args=tuple(arguments(iterations, batch, epochs, amp=amp)), epochs=epochs, checkpoint_every=every, threads=1,
+        args=tuple(arguments(iterations, batch, epochs, options)), epochs=epochs, checkpoint_every=every, threads=1,
         facts=facts,
     )  # fmt: skip

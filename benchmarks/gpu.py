@@ -97,7 +97,7 @@ def equality(bench: Bench, plan: Plan) -> list[str]:
     for model, (steps, batch) in plan.equal.items():
         for amp in (False, True):
             every = max(1, steps // 4)
-            recorded = bench.record(model, steps, batch, every, amp=amp)
+            recorded = bench.record(model, steps, batch, every, options=("--amp",) if amp else ())
             leaves = len(recorded.figures["digests"])
             found = _replayed(bench, recorded, tuple(range(leaves - 1)), host=None)
             name = f"{TITLES[model]}, batch {batch}{', AMP' if amp else ''}"

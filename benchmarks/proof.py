@@ -42,7 +42,15 @@ def tell(**figures: Any) -> None:
 
 
 def overhead(
-    bench: Bench, title: str, model: str, batch: int, *, iterations: int, rounds: int, tens: bool
+    bench: Bench,
+    title: str,
+    model: str,
+    batch: int,
+    *,
+    iterations: int,
+    rounds: int,
+    tens: bool,
+    options: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """Recording against the bare script and against `torch.save`, in turns, so that a slower minute meets all of them."""
     ones = max(4, iterations // 2)
@@ -51,19 +59,19 @@ def overhead(
     saves: list[float] = []
     size = 0
     for turn in range(rounds):
-        spent["bare"].append(_step(bench.bare(model, ones, batch)))
+        spent["bare"].append(_step(bench.bare(model, ones, batch, options=options)))
         for every in (1, 10) if tens else (1,):
             length = ones if every == 1 else iterations
-            run = bench.record(model, length, batch, every)
+            run = bench.record(model, length, batch, every, options=options)
             spent.setdefault(f"record {every}", []).append(_step(run.figures))
             leaves += [run.figures["leaf_seconds"]] if every == 1 else []
             size = run.figures["state_bytes"]
             shutil.rmtree(run.folder)
             if turn == 0:
-                saved = bench.bare(model, length, batch, save_every=every)
+                saved = bench.bare(model, length, batch, save_every=every, options=options)
                 spent[f"save {every}"] = [_step(saved)]
                 saves += [saved["save_seconds"]] if every == 1 else []
-        spent["bare"].append(_step(bench.bare(model, ones, batch)))
+        spent["bare"].append(_step(bench.bare(model, ones, batch, options=options)))
     step, leaf, save = (statistics.median(values) for values in (spent["bare"], leaves, saves))
     print(f"\n{title}: batch {batch}, {1e3 * step:.0f} ms a step, state {size / 1e6:.1f} MB")
     print(f"  a leaf takes {1e3 * leaf:.1f} ms of CPU time, a naive torch.save {1e3 * save:.1f} ms")
@@ -79,7 +87,16 @@ def overhead(
             f"    {every:3d}                    {shown[0]:>10}  {shown[1]:>8}      "
             f"{computed['save']:10.4f}  {computed['record']:8.4f}"
         )
-        tell(model=model, batch=batch, k=every, step_seconds=step, leaf_seconds=leaf, whole=whole, computed=computed)
+        tell(
+            model=model,
+            options=options,
+            batch=batch,
+            k=every,
+            step_seconds=step,
+            leaf_seconds=leaf,
+            whole=whole,
+            computed=computed,
+        )
     print(
         "  computed = 1 + cost / (k x step), with the CPU time of the calls themselves; whole runs differ by their noise, too"
     )
@@ -286,6 +303,7 @@ def main() -> None:
                 how = {"iterations": 21, "rounds": 2, "tens": True}
                 resnet = overhead(bench, "ResNet-20, 32 x 32 images", "resnet20", 128, **how)
                 overhead(bench, "GPT, 10.7 M parameters", "gpt", 8, **how)
+                overhead(bench, "The same GPT, its head alone trained", "gpt", 8, options=("--head",), **how)
                 verification(bench, resnet, ranking(bench, 100, 32), 128, 10)
                 hosts = {**small, "other kernels": {"host": OTHER_KERNELS}}
                 reproduction(bench, iterations=40, batch=32, intervals=(1, 10, 40), hosts=hosts)

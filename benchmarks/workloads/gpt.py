@@ -12,6 +12,7 @@ parser.add_argument("--iterations", type=int, default=20)
 parser.add_argument("--batch", type=int, default=8)
 parser.add_argument("--epochs", type=int, default=1)
 parser.add_argument("--amp", action="store_true", help="in half precision, with a scaler")
+parser.add_argument("--head", action="store_true", help="train the last layer alone, as one who fine-tunes")
 parser.add_argument("--save-every", type=int, default=0, help="naive checkpoints; 0: none")
 options = parser.parse_args()
 device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -37,7 +38,9 @@ torch.manual_seed(0)
 text = torch.randint(CHARACTERS, (options.iterations * options.batch, LENGTH + 1)).cumsum(1) % CHARACTERS
 loader = DataLoader(TensorDataset(text[:, :-1], text[:, 1:]), batch_size=options.batch, shuffle=True)
 model = GPT().to(device)
-optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+if options.head:
+    model.requires_grad_(False).head.requires_grad_(True)
+optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-4)
 scaler = torch.amp.GradScaler(device, enabled=options.amp)
 for _ in range(options.epochs):
     for step, (x, y) in enumerate(loader, start=1):

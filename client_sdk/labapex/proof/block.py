@@ -21,6 +21,9 @@ FILE_TYPES = {
     torch.bool: "BOOL", torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+_GLANCE = 64  # bytes
+
 
 class Shapes:
     """Names, types and shapes of tensors, which of them are trained, and what follows from that alone: in a long run it is the
@@ -95,6 +98,15 @@ class Block(dict[str, Tensor]):
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
         raise TypeError("the tensors of a block are overwritten, not exchanged")
+
+    def equal(self, other: Block, name: str) -> bool:
+        """Whether a tensor is the same, bit for bit, in another block of the same shapes."""
+        place = self.shapes.places[name]
+        one, two = self.memory.bytes[place], other.memory.bytes[place]
+        if one[:_GLANCE] != two[:_GLANCE] or one[-_GLANCE:] != two[-_GLANCE:]:
+            return False  # most that changed at all changed there
+        whole = _INTEGERS[self[name].element_size() if (place.start | place.stop) % 8 else 8]
+        return torch.equal(self.memory.tensor[place].view(whole), other.memory.tensor[place].view(whole))
 
     def flat(self, run: list[str]) -> Tensor:
         """The elements of one of `Shapes.runs`, in their order, without a copy."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from labapex.proof.pages import Pages
 from labapex.proof.statefile import CHUNK, spelled
 
 _LEAF = hashlib.sha256(b"\x00")  # a leaf's hash so far; a copy costs less than a hash from the beginning
+_COMPARED = 4 * CHUNK  # bytes of a tensor from which it is compared with that of the leaf before
 _WRITTEN = 1 << 20  # bytes at a time: one write of a hundred megabytes costs ten times as much as a hundred of one
 _LARGE = 1 << 20  # bytes of tensors from which a file goes past the kernel's cache, which answers sooner than a disk
 
@@ -37,10 +38,34 @@ class Image:
         except (ValueError, RecursionError) as error:  # NaN, integers over 2^53, lone surrogates, endless nesting
             raise MalformedInput(f"the state's structure has no canonical form: {type(error).__name__}") from None
 
-    def tree(self) -> list[bytes]:
-        """The tree's leaf hashes, SHA-256(0x00 | entry): of the header, of the parameters' chunks, of the others'."""
-        leaves = (leaf for runs in self.shapes.runs for leaf in _hashes(self._pieces(runs)))
-        return [merkle.leaf_hash(self.content), *leaves]
+    def tree(self, before: Image | None = None) -> list[bytes]:
+        """The tree's leaf hashes, SHA-256(0x00 | entry): of the header, of the parameters' chunks, of the others'.
+
+        `before`: another image of the same run whose tree was made and whose memory still holds; what is equal there is not
+        hashed again."""
+        self.leaves = [merkle.leaf_hash(self.content)]
+        for names, runs in zip(self.shapes.streams, self.shapes.runs, strict=True):
+            same = self._equal(before, names) if before is not None else ()
+            known = (
+                {n: before.leaves[len(self.leaves) + n] for chunks in same for n in chunks}
+                if before is not None
+                else {}
+            )
+            self.leaves += _hashes(self._pieces(runs), known)
+        return self.leaves
+
+    def _equal(self, before: Image, names: list[str]) -> Iterator[range]:
+        """The chunks of a stream that are equal in both images, as far as that shows in tensors that are wholly so."""
+        if self.block is None or before.block is None or before.shapes is not self.shapes:
+            return
+        begin = end = 0  # of the stretch of equal tensors that is looked at
+        for name in names:
+            size = self.block[name].nbytes
+            if not ((size >= _COMPARED or begin < end) and self.block.equal(before.block, name)):
+                yield range(-(-begin // CHUNK), end // CHUNK)
+                begin = end + size
+            end += size
+        yield range(-(-begin // CHUNK), -(-end // CHUNK))
 
     def _pieces(self, runs: list[list[str]]) -> list[memoryview]:
         """The bytes of tensors that follow one another."""
@@ -83,16 +108,17 @@ class Image:
         return pages.write(path, head, self.block.memory)
 
 
-def _hashes(pieces: Iterable[memoryview]) -> Iterator[bytes]:
-    """The leaf hashes of one stream's chunks, whose bytes are not copied for it."""
-    leaf, room = _LEAF.copy(), CHUNK
+def _hashes(pieces: Iterable[memoryview], known: Mapping[int, bytes]) -> Iterator[bytes]:
+    """The leaf hashes of one stream's chunks, whose bytes are not copied for it; of some they are known, by number."""
+    number, leaf, room = 0, _LEAF.copy(), CHUNK
     for piece in pieces:
         at = 0
         while part := piece[at : at + room]:
-            leaf.update(part)
+            if number not in known:
+                leaf.update(part)
             at, room = at + len(part), room - len(part)
             if not room:
-                yield leaf.digest()
-                leaf, room = _LEAF.copy(), CHUNK
+                yield known.get(number) or leaf.digest()
+                number, leaf, room = number + 1, _LEAF.copy(), CHUNK
     if room < CHUNK:
-        yield leaf.digest()
+        yield known.get(number) or leaf.digest()

@@ -19,6 +19,7 @@ from torch.optim.optimizer import Optimizer
 from labapex.errors import TrainingFailed
 from labapex.proof import merkle
 from labapex.proof.block import Buffers
+from labapex.proof.image import Image
 from labapex.proof.loops import Loop
 from labapex.proof.runtime import Engine, Finished
 from labapex.proof.sink import Sink
@@ -47,6 +48,7 @@ class Recorder:
         self.scalars: dict[str, float] = {}  # told since the iteration before; the last value of a name counts
         self.batches: list[bytes] = []
         self.before: State | None = None
+        self.image: Image | None = None  # of that state
         self.buffers = Buffers()
         self.lock = threading.Lock()  # the sink hears from the script's thread and from the committing one
         self.committing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
@@ -113,7 +115,7 @@ class Recorder:
     def _commit(self, index: int, step: int, state: State, settings: str, losses: bytes, batches: str) -> None:
         norm = parameter_change(self.before, state) if self.before is not None else 0.0
         image = state.image()
-        tree, size = image.tree(), image.size
+        tree, size = image.tree(self.image), image.size
         if index in self.kept:
             image.save(self.states / f"{index}.safetensors")
             (self.states / f"{index}.tree").write_bytes(b"".join(tree))
@@ -131,7 +133,7 @@ class Recorder:
         )
         if self.before is not None:
             self.buffers.give_back(self.before.tensors)
-        self.before, self.prev = state, leaf.digest()
+        self.before, self.image, self.prev = state, image, leaf.digest()
         with self.lock:
             self.sink.leaf(leaf)
 

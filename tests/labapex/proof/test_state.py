@@ -330,6 +330,41 @@ def test_copies_are_contiguous_their_own_and_made_in_memory_that_was_given_back(
     assert grown["t"].tolist() == [1, 1, 1, 1]
 
 
+sizes = st.one_of(st.integers(0, 3), st.integers(0, 9 * CHUNK))
+
+
+@settings(max_examples=100, deadline=None)
+@given(tensors=st.lists(st.tuples(sizes, st.booleans(), st.floats(0, 1) | st.none()), max_size=6), odd=st.booleans())
+def test_what_is_as_it_was_at_the_leaf_before_is_not_hashed_again_and_the_tree_is_the_same(
+    tensors: list[tuple[int, bool, float | None]], odd: bool
+) -> None:
+    """`tensors`: how many elements each has, whether it is trained, and where in it something changes, if at all."""
+    source = {
+        f"t{n}": torch.arange(size).to(torch.int16 if odd and n % 2 else torch.float32)
+        for n, (size, _, _) in enumerate(tensors)
+    }
+    own = [f"t{n}" for n, (_, trained, _) in enumerate(tensors) if trained]
+    buffers = Buffers()
+    before = State({"step": 1}, buffers.copy(source, own), own).image()
+    before.tree()
+    for tensor, (size, _, at) in zip(source.values(), tensors, strict=True):
+        if size and at is not None:
+            tensor[int(at * (size - 1))] += 1
+    after = State({"step": 2}, buffers.copy(source, own), own)
+    assert after.image().tree(before) == after.tree() == State(after.structure, dict(after.tensors), own).tree()
+
+
+@pytest.mark.parametrize(("was", "now"), [(0.0, -0.0), (float("nan"), -float("nan"))])
+def test_what_is_equal_as_a_number_and_not_as_bits_is_hashed_again(was: float, now: float) -> None:
+    buffers = Buffers()
+    before, after = (
+        State({}, buffers.copy({"w": torch.ones(100_000).index_fill(0, torch.tensor(50_000), v)}, ["w"]), ["w"])
+        for v in (was, now)
+    )
+    first = before.image()
+    assert first.tree() != after.image().tree(first) == after.tree()
+
+
 @settings(max_examples=60, deadline=None)
 @given(at=st.integers(0, 9_999), bit=st.integers(0, 31))
 def test_one_flipped_bit_is_another_digest(at: int, bit: int) -> None:
