@@ -115,6 +115,9 @@ def truth(request: dict[str, Any], told: dict[str, Any], folder: Path) -> dict[s
     """What a replay finds in a run whose states, steps and losses the script tells; from each state that is not there it goes
     back to one that is, and reports what it passes."""
     (folder / "weights.safetensors").write_bytes(b"weights of the final state")
+    for index in request["make"]:
+        (folder / "made").mkdir(exist_ok=True)
+        (folder / "made" / f"{index}.safetensors").write_bytes(base64.b64decode(told["files"][index]))
     here = sorted(int(path.stem) for path in (folder / "states").iterdir())
     passed: dict[int, int] = {}
     for wanted in request["segments"]:

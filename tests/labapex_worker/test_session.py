@@ -26,6 +26,7 @@ from labapex.protocol.frames import (
     Ready,
     Refusal,
     Released,
+    Stop,
     TrialPrepare,
 )
 from labapex.protocol.hours import Hours
@@ -380,6 +381,54 @@ def test_a_refusal_takes_nothing_back_of_a_lease_whose_log_is_closed(session: Se
     grant, _ = complete(session)
     session.finacked(grant.lease)
     assert session.refusal(Refusal(code="late", message="over", fatal=False, lease=grant.lease)) == []
+
+
+# -- a job that its client stops ---------------------------------------------------------------------------------------
+
+
+def test_a_stopped_run_is_killed_and_its_states_are_kept_and_shown(session: Session) -> None:
+    grant = synced(session, 5)
+    killed = session.stop(Stop(lease=grant.lease))
+    assert killed[0] == effects.Move(grant.lease, Phase.STOPPED, "stopped by its client")
+    assert killed[1] == effects.Kill(grant.lease)
+    assert session.stop(Stop(lease=grant.lease)) == []
+    assert session.exited(grant.lease, "killed") == [Send(Ready(price_per_hour=None, room=None, hours=()))]
+    chunks = OpenChunks(lease=grant.lease, number=1, indices=(0,), deadline=5.0)
+    assert session.open_chunks(chunks) == [effects.UploadChunks(grant.lease, 1, (0,), 5.0)]
+    states = OpenStates(lease=grant.lease, indices=(0,), deadline=5.0)
+    assert session.open_states(states) == [effects.Upload(grant.lease, (0,), 5.0)]
+    assert session.released(Released(lease=grant.lease, reason="settled"))[1] == effects.Discard(grant.lease, "settled")
+
+
+def test_nothing_more_is_sent_of_a_stopped_runs_log(session: Session) -> None:
+    grant = synced(session, 5)
+    session.stop(Stop(lease=grant.lease))
+    assert session.spooled(grant.lease, 9) == []
+    assert session.finished(a_fin(grant.lease, a_chain(grant.lease, 9))) == []
+    late = Refusal(code="not-running", message="it is over", fatal=False, lease=grant.lease)
+    assert session.refusal(late) == []
+    session.disconnected()
+    assert not [each for each in greet(session, grant) if isinstance(each, Send) and isinstance(each.message, Open)]
+    assert session.tick(RETRY_SECONDS) == []
+
+
+def test_a_run_that_is_found_alive_after_it_was_stopped_is_killed(session: Session) -> None:
+    grant = running(session)
+    session.stop(Stop(lease=grant.lease))
+    assert session.started(grant.lease) == [effects.Kill(grant.lease)]
+
+
+def test_a_run_that_ends_just_when_it_is_stopped_is_stopped(session: Session) -> None:
+    grant, _ = complete(session)
+    assert session.stop(Stop(lease=grant.lease))[0] == effects.Move(grant.lease, Phase.STOPPED, "stopped by its client")
+
+
+def test_a_lease_that_is_unknown_or_was_never_started_is_not_stopped(session: Session) -> None:
+    greet(session)
+    grant = a_grant()
+    assert session.stop(Stop(lease=grant.lease)) == []
+    session.grant(grant)
+    assert session.stop(Stop(lease=grant.lease)) == []
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------

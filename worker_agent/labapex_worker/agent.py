@@ -35,6 +35,7 @@ from labapex.protocol.frames import (
     Ready,
     Refusal,
     Released,
+    Stop,
     TrialBegin,
     TrialOver,
     TrialPrepare,
@@ -154,6 +155,8 @@ class Agent:
                 return self._do(self.session.open_states(message))
             case TrialPrepare() | TrialBegin() | TrialShow() | TrialOver():
                 return self._do(self.session.measure(message))
+            case Stop():
+                return self._do(self.session.stop(message))
             case Released():
                 return self._do(self.session.released(message))
 
@@ -173,7 +176,7 @@ class Agent:
         if message.lease != lease:
             raise Tampered("the executable speaks for another lease")
         held = self._spool.lease(lease)
-        if held is None or held.phase in (Phase.FAILED, Phase.RELEASED):
+        if held is None or held.phase in (Phase.FAILED, Phase.STOPPED, Phase.RELEASED):
             return [ToExecutable(lease, Refusal(code="over", message="the lease is over", fatal=True, lease=lease))]
         match message:
             case Open():

@@ -11,5 +11,6 @@ class Phase(StrEnum):
     RUNNING = "running"
     FINISHED = "finished"  # its log is complete here and on its way
     CLOSED = "closed"  # the platform holds the whole log; states may be asked for
+    STOPPED = "stopped"  # by the client: nothing more is sent of its log; states may be asked for
     FAILED = "failed"  # to be reported, after what there is of its log
     RELEASED = "released"  # to be deleted

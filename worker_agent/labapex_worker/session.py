@@ -7,7 +7,8 @@ Of a connection: nothing is sent before the platform's `Nonce`, nothing but `Hel
 Of a lease:
 
     granted -> starting -> running -> finished -> closed -> released        (`Phase`)
-       \\__________\\_________\\_________\\______-> failed -^
+       \\__________\\_________\\____\\____\\______-> failed -^
+                                \\____\\______-> stopped -^
 
 Its log goes out in a window: `Open` asks how much the platform holds, frames follow from there, at most `WINDOW` ahead
 of what is acknowledged. Where nothing moves for `RETRY_SECONDS`, `Open` asks again: that mends any loss.
@@ -40,6 +41,7 @@ from labapex.protocol.frames import (
     Ready,
     Refusal,
     Released,
+    Stop,
     TrialBegin,
     TrialOver,
     TrialPrepare,
@@ -69,6 +71,7 @@ from labapex_worker.effects import (
 from labapex_worker.phases import Phase
 
 TRAINS = (Phase.GRANTED, Phase.STARTING, Phase.RUNNING)
+OVER = (Phase.CLOSED, Phase.STOPPED)  # nothing more is sent of its log
 WINDOW = 32  # frames on their way
 RETRY_SECONDS = 5.0
 PAUSE_HEARTBEATS = 3  # between two connections at most: a platform that was away is to hear of its leases in time
@@ -214,7 +217,7 @@ class Session:
     def refusal(self, message: Refusal) -> list[Effect]:
         work = None if message.lease is None else self.works.get(message.lease)
         effects: list[Effect] = []
-        if work is not None and work.phase not in (Phase.CLOSED, Phase.RELEASED):
+        if work is not None and work.phase not in (*OVER, Phase.RELEASED):
             work.drains = False
             effects += self.failed(work.lease, f"the platform refused: {message.message} ({message.code})")
             effects += self._flush(work)
@@ -252,16 +255,24 @@ class Session:
 
     def open_chunks(self, message: OpenChunks) -> list[Effect]:
         work = self.works.get(message.lease)
-        if work is None or work.phase not in (Phase.FINISHED, Phase.CLOSED):
+        if work is None or work.phase not in (Phase.FINISHED, *OVER):
             return []
         return [UploadChunks(message.lease, message.number, message.indices, message.deadline)]
 
     def open_states(self, message: OpenStates) -> list[Effect]:
         """What a challenge asks for; or, while the job trains, what another host could go on from."""
         work = self.works.get(message.lease)
-        if work is None or work.phase not in (Phase.RUNNING, Phase.FINISHED, Phase.CLOSED):
+        if work is None or work.phase not in (Phase.RUNNING, Phase.FINISHED, *OVER):
             return []
         return [Upload(message.lease, message.indices, message.deadline)]
+
+    def stop(self, message: Stop) -> list[Effect]:
+        """The client wants no more of it. What it has done is shown, and its states are kept for that."""
+        work = self.works.get(message.lease)
+        if work is None or work.phase not in (Phase.RUNNING, Phase.FINISHED):
+            return []
+        work.phase, work.reason = Phase.STOPPED, "stopped by its client"
+        return [Move(work.lease, Phase.STOPPED, work.reason), Kill(work.lease)]
 
     def released(self, message: Released) -> list[Effect]:
         work = self.works.get(message.lease)

@@ -154,13 +154,17 @@ def logs(
 
 
 def stop(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> None:
-    """Cancel a job. One that has ended stays as it is."""
+    """Stop a job. Epochs that are complete are verified and paid, nothing else; one that has ended stays as it is."""
     client = connect(url)
     stopped = client.stop(find(client, job))
     if json:
         print_json(stopped)
     else:
-        say(f"{stopped.id} is {stopped.state.value}")
+        say(f"{stopped.id} is {stopped.state.value}: {one_line(stopped.reason)}")
+        if not stopped.state.ended:
+            say(
+                f"This costs {credits(stopped.cost)} credits at most; `labapex logs -f {short(stopped.id)}` waits for it"
+            )
 
 
 def _offer_to_write(path: Path) -> Path:

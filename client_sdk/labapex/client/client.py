@@ -285,7 +285,7 @@ class Client:
                 self._connection.sleep(poll)
 
     def stop(self, job: UUID) -> JobView:
-        """Cancel a job; one that has ended stays as it is."""
+        """Stop a job: its complete epochs are verified and paid. One that has ended stays as it is."""
         return self._ask(JobView, "POST", f"jobs/{job}/stop/")
 
     def delete(self, job: UUID) -> JobView:

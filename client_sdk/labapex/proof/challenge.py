@@ -77,7 +77,7 @@ def draw(
     steps = {leaf.step: leaf.index for leaf in leaves}
     per_epoch = contract.facts.iterations_per_epoch
     wanted = min(per_epoch, max(1, round(per_epoch * pev_percent / 100)))
-    shown = [e for e in range(1, contract.epochs + 1) if contract.origin(leaf := steps[e * per_epoch]) == leaf]
+    shown = [e for e in range(1, contract.counted + 1) if contract.origin(leaf := steps[e * per_epoch]) == leaf]
     evaluations = tuple(
         EpochSample(
             epoch=epoch,

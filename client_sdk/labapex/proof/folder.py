@@ -260,8 +260,9 @@ def check_bounds(contract: Contract) -> None:
         raise MalformedInput(f"the contract makes more than {MAX_LEAVES} leaves")
     if contract.after is not None:
         steps = contract.leaf_steps()
+        goes_on = len(steps) - (0 if contract.gone else 1)
         for leaf in (handover.leaf for handover in contract.handovers):
-            if leaf.index >= len(steps) - 1 or leaf.step != steps[leaf.index]:
+            if leaf.index >= goes_on or leaf.step != steps[leaf.index]:
                 raise MalformedInput(
                     f"the run was handed over behind leaf {leaf.index}, which is none that it goes on from"
                 )

@@ -118,7 +118,7 @@ class Replayer:
                 self.result["orders"] = self._orders(engine)
         if isinstance(self.item, Run):
             target = self.steps[self.leaf + 1]
-            if engine.step < target or not (at_top or target == self.steps[-1]):
+            if engine.step < target or not (at_top or target == self.contract.iterations):
                 return
             self._pass(engine, self.item)
             if self.leaf < self.item.stop:
@@ -242,6 +242,7 @@ def replay(*, request: ReplayRequest, folder: Path) -> ReplayReport:
     items.sort(key=lambda item: (item.leaf, type(item).__name__))
     foretold = foretell(contract, folder, request.foretell) if request.foretell else None
     compare = {n for n in request.compare if n + 1 in usable}
+    make = {n: folder / MADE / f"{n}.safetensors" for n in request.make}
     console, writes = folder / "console.log", _writes(folder)
 
     problem = None
@@ -252,7 +253,7 @@ def replay(*, request: ReplayRequest, folder: Path) -> ReplayReport:
     first = True
     try:
         while items or first:
-            result = isolated(lambda: _round(contract, folder, items, compare, first), console, writes=writes)  # noqa: B023
+            result = isolated(lambda: _round(contract, folder, items, compare, make, first), console, writes=writes)  # noqa: B023
             if start.get("initial") is None:
                 start = result
             segments += [SegmentReport.model_validate(s) for s in result["segments"]]
@@ -287,8 +288,10 @@ def replay(*, request: ReplayRequest, folder: Path) -> ReplayReport:
     )
 
 
-def _round(contract: Contract, folder: Path, items: list[Item], compare: set[int], orders: bool) -> dict[str, Any]:
-    replayer = Replayer(contract, folder, list(items), compare=compare, orders=orders)
+def _round(
+    contract: Contract, folder: Path, items: list[Item], compare: set[int], make: Mapping[int, Path], orders: bool
+) -> dict[str, Any]:
+    replayer = Replayer(contract, folder, list(items), compare=compare, keep=make, orders=orders)
     try:
         Engine.under(contract, folder / "work", replayer).run(contract.threads)
     except (TrainingFailed, MalformedInput) as error:

@@ -140,12 +140,14 @@ def _leaf_chain_problem(evidence: Evidence) -> str | None:
 
 
 def log_count(evidence: Evidence) -> Outcome:
-    """LAB 2.1. N = E x I, with I from the preflight. Cannot see whether a logged iteration took place."""
-    n, due = len(evidence.losses), evidence.contract.iterations
+    """LAB 2.1. N = E x I, with I from the preflight, and E the epochs that count.
+
+    Cannot see whether a logged iteration took place."""
+    n, due = len(evidence.losses), evidence.contract.until
     detail = (
         ""
         if n == due
-        else f"{evidence.contract.epochs} epochs of {evidence.contract.facts.iterations_per_epoch} are due"
+        else f"{evidence.contract.counted} epochs of {evidence.contract.facts.iterations_per_epoch} are due"
     )
     return float(n), float(due), passes(n == due), detail
 

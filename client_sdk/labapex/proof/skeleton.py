@@ -45,7 +45,7 @@ class Foreteller:
 
     def __init__(self, contract: Contract, *, improving: bool) -> None:
         self.due = contract.leaf_steps()
-        self.total = self.due[-1]
+        self.total = contract.iterations
         self.improving = improving
         self.settings: list[str] = []
         self.foreign: set[str] = set()  # optimizers that are not torch's

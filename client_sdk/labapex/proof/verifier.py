@@ -281,7 +281,7 @@ def _verdict(
         epochs=contract.epochs,
         iterations_per_epoch=contract.facts.iterations_per_epoch,
         loss_logs=len(proof.losses),
-        verified_epochs=contract.epochs if verified else 0,
+        verified_epochs=contract.counted if verified else 0,
         rules=tuple(rules),
         replay_max_error=replay_max_error(seen),
         detection=detection(proof, policy, opening),

@@ -109,7 +109,8 @@ class Contract(Message):
     )  # the platform fetches, while it trains, each so many leaves' state; 0: none
     handovers: tuple[Handover, ...] = Field(
         default=(), max_length=MAX_HANDOVERS
-    )  # of the hosts before this one, in order
+    )  # of the hosts before this one, in order; of one that is gone, its own too
+    stopped: int | None = Field(default=None, ge=1)  # epochs that count of a run that its client stopped
     threads: int = Field(ge=1)
     limits: Limits | None = None  # of what the run takes of its host; None: of a run that nobody ordered
     facts: ScriptFacts
@@ -124,6 +125,8 @@ class Contract(Message):
             if not inside or (before < 0 < held[0]):
                 raise ValueError("handovers must follow one another, each with the leaves that are held of its stint")
             before = held[-1]
+        if self.stopped is not None and self.stopped > self.epochs:
+            raise ValueError("no more epochs count than there are")
         return self
 
     @property
@@ -131,31 +134,50 @@ class Contract(Message):
         """E x I: the number of loss logs of a complete run."""
         return self.epochs * self.facts.iterations_per_epoch
 
+    @property
+    def counted(self) -> int:
+        """The epochs that are judged and paid: all, or the complete ones where the client stopped the run."""
+        return self.epochs if self.stopped is None else self.stopped
+
+    @property
+    def until(self) -> int:
+        """The iteration up to which the run counts."""
+        return self.counted * self.facts.iterations_per_epoch
+
     def leaf_steps(self) -> list[int]:
-        """The steps at which a leaf is due: 0, k, 2k, ... each epoch's end, and the last step; ascending.
+        """The steps at which a leaf is due: 0, k, 2k, ... each epoch's end, and the last step that counts; ascending.
 
         Epoch ends are leaves of their own because Probabilistic Epoch Validation looks at epoch checkpoints."""
-        epoch_ends = {e * self.facts.iterations_per_epoch for e in range(1, self.epochs + 1)}
-        return sorted(set(range(0, self.iterations, self.checkpoint_every)) | epoch_ends)
+        epoch_ends = {e * self.facts.iterations_per_epoch for e in range(1, self.counted + 1)}
+        return sorted(set(range(0, self.until, self.checkpoint_every)) | epoch_ends)
 
     def kept_leaves(self) -> frozenset[int]:
-        """The leaves whose states can be shown at once: the host's each `keep_every`-th, from the first on, and the last; of
-        the hosts before it, what the platform holds."""
+        """The leaves whose states can be shown at once: the host's each `keep_every`-th, from the first on, and the last one
+        that is due; of the hosts before it, what the platform holds."""
         last = len(self.leaf_steps()) - 1
         begin = 0 if self.after is None else -(-(self.after.index + 1) // self.keep_every) * self.keep_every
-        return frozenset({*range(begin, last, self.keep_every), last, *self.held})
+        end = (
+            {last} if self.stopped is None else set()
+        )  # where it was stopped the host had not known that it was the last
+        return frozenset({*range(begin, last + 1, self.keep_every), *end, *self.held})
 
     # -- one run on several hosts --------------------------------------------------------------------------------------
 
     @property
     def first(self) -> Contract:
         """The terms under which the run began: what its first leaf is chained to."""
-        return self.model_copy(update={"lease": self.handovers[0].lease, "handovers": ()}) if self.handovers else self
+        begun = self.handovers[0].lease if self.handovers else self.lease
+        return self.model_copy(update={"lease": begun, "handovers": (), "stopped": None})
 
     @property
     def after(self) -> Leaf | None:
         """The leaf behind which this lease's host goes on; None where it begins."""
         return self.handovers[-1].leaf if self.handovers else None
+
+    @property
+    def gone(self) -> bool:
+        """Whether its own host is gone too: of what it did there is what the platform holds."""
+        return bool(self.handovers) and self.handovers[-1].lease == self.lease
 
     @property
     def held(self) -> frozenset[int]:
@@ -175,8 +197,10 @@ class Contract(Message):
         for handover in self.handovers:
             start, first = (made[-1].stop, made[-1].last + 1) if made else (0, 0)
             made.append(Stint(handover.lease, start, handover.leaf.step, first, handover.leaf.index))
+        if self.gone:
+            return tuple(made)
         start, first = (made[-1].stop, made[-1].last + 1) if made else (0, 0)
-        return (*made, Stint(self.lease, start, self.iterations, first, len(self.leaf_steps()) - 1))
+        return (*made, Stint(self.lease, start, self.until, first, len(self.leaf_steps()) - 1))
 
     def stint_of(self, segment: int) -> Stint:
         """Whose a segment is, named by the leaf that it begins with."""

@@ -268,6 +268,14 @@ class OpenStates(Message):
     deadline: float  # Unix time
 
 
+class Stop(Message):
+    """The client stopped the job: end its run now and keep its states, of which some will be asked for. No more of its log is
+    taken."""
+
+    type: Literal["stop"] = "stop"
+    lease: UUID
+
+
 class TrialPrepare(Message):
     """Get ready to compute `labapex.trial` chains of this size: start the program, load torch, warm the device up."""
 
@@ -343,6 +351,7 @@ Told = (  # by the platform to an agent
     | Idle
     | OpenChunks
     | OpenStates
+    | Stop
     | Released
     | TrialPrepare
     | TrialBegin

@@ -62,6 +62,7 @@ class ReplayRequest(Message):
     compare: tuple[int, ...] = ()  # segments whose end state is at hand too, for distances
     evaluations: tuple[EpochSample, ...] = ()
     digests: dict[int, Digest]  # leaf index -> committed state digest, for every state that is loaded
+    make: tuple[int, ...] = ()  # leaves whose replayed states are written to `made/<leaf index>.safetensors`
     foretell: float = Field(default=0, ge=0)  # seconds that foretelling the settings may take; 0: not asked for
 
 

@@ -138,12 +138,12 @@ class JobStop(APIView):
     @extend_schema(
         operation_id="stop_job",
         tags=["jobs"],
-        summary="Cancel a job; one that has ended stays as it is",
+        summary="Stop a job: its complete epochs are verified and paid; one that has ended stays as it is",
         request=None,
         responses=JobView,
     )
     def post(self, request: Request, job: UUID) -> HttpResponse:
-        return answer(jobs.view(jobs.stop(own_job(request, job))))
+        return answer(jobs.view(verification.stop(own_job(request, job))))
 
 
 class JobData(APIView):

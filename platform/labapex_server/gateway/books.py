@@ -114,6 +114,7 @@ def own_lease(worker: Worker, lease_id: UUID) -> Lease:
 class News:
     """What changed about a worker's leases that it must hear of, and the jobs whose bells to listen to."""
 
+    stopped: tuple[UUID, ...]  # leases whose client stopped the job
     challenges: dict[tuple[UUID, int], OpenChunks | OpenStates]  # by lease and round
     released: tuple[Released, ...]
     jobs: tuple[UUID, ...]
@@ -123,7 +124,7 @@ class News:
 def news(worker: Worker, in_hand: Sequence[UUID], told: Collection[tuple[UUID, int]]) -> News:
     """Look at the leases a worker has in hand. `told` are the rounds of challenges that it heard of on this connection."""
     challenges: dict[tuple[UUID, int], OpenChunks | OpenStates] = {}
-    released, jobs, known = [], [], set()
+    stopped, released, jobs, known = [], [], [], set()
     rows = Lease.objects.filter(pk__in=in_hand, worker=worker).select_related("challenge", "job")
     for lease in rows:
         known.add(lease.pk)
@@ -132,6 +133,8 @@ def news(worker: Worker, in_hand: Sequence[UUID], told: Collection[tuple[UUID, i
             released.append(Released(lease=lease.pk, reason=reason[:2000]))
             continue
         jobs.append(lease.job_id)
+        if lease.contract.get("stopped"):
+            stopped.append(lease.pk)
         if lease.state == LeaseState.RUNNING.value and lease.contract.get("upload_every"):
             wanted = verification.wanted_to_keep(lease)
             if (
@@ -144,7 +147,7 @@ def news(worker: Worker, in_hand: Sequence[UUID], told: Collection[tuple[UUID, i
             continue
         if (lease.pk, challenge.round) not in told:
             challenges[lease.pk, challenge.round] = _asked(lease, challenge)
-    return News(challenges, tuple(released), tuple(jobs), frozenset(known))
+    return News(tuple(stopped), challenges, tuple(released), tuple(jobs), frozenset(known))
 
 
 def _asked(lease: Lease, challenge: Challenge) -> OpenChunks | OpenStates:
@@ -152,6 +155,12 @@ def _asked(lease: Lease, challenge: Challenge) -> OpenChunks | OpenStates:
     if challenge.round == 0:
         return OpenChunks(lease=lease.pk, number=challenge.chunk, indices=challenge.wanted, deadline=deadline)
     return OpenStates(lease=lease.pk, indices=challenge.wanted, deadline=deadline)
+
+
+def is_stopped(worker: Worker, lease: UUID) -> bool:
+    """Whether this worker's lease is no longer running because its client stopped the job."""
+    found = Lease.objects.filter(pk=lease, worker=worker, state=LeaseState.FINISHED.value).first()
+    return found is not None and found.terms.stopped is not None
 
 
 def heartbeat_seconds() -> float:

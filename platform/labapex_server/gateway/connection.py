@@ -38,6 +38,7 @@ from labapex.protocol.frames import (
     Paused,
     Ready,
     Refusal,
+    Stop,
     TrialAnswer,
     TrialPart,
     TrialReady,
@@ -113,6 +114,7 @@ class Connection:
         self._said_idle = False
         self._trial: Trial | None = None
         self._in_hand: set[UUID] = set()
+        self._stopped: set[UUID] = set()  # leases that it was told to stop
         self._challenged: set[tuple[UUID, int]] = set()  # lease and round of what it was told to show
         self._worker: Worker
         self._bell: hints.Bell
@@ -294,6 +296,9 @@ class Connection:
             log.warning("lease %s of worker %s: the log was refused: %s", lease, self._worker.pk, error)
             await offload(books.fail, self._worker, lease, f"the log was refused: {error} ({error.code})")
             self._bell.ring()
+        elif lease is not None and await offload(books.is_stopped, self._worker, lease):
+            self._stop(lease)  # its frames were on their way
+            return
         self._post(_refusal(error.code, str(error), lease=lease))
 
     # -- watching ------------------------------------------------------------------------------------------------------
@@ -362,12 +367,18 @@ class Connection:
         news = await offload(books.news, self._worker, asked, set(self._challenged))
         self._in_hand.difference_update(set(asked) - news.known)  # invented ones
         self._bell.listen(*map(hints.state_topic, news.jobs))
+        for lease in set(news.stopped) - self._stopped:  # first: what a challenge asks for is of a run that is over
+            self._stop(lease)
         for asked_for, message in news.challenges.items():
             self._challenged.add(asked_for)
             self._post(message)
         for released in news.released:
             self._in_hand.discard(released.lease)
             self._post(released)
+
+    def _stop(self, lease: UUID) -> None:
+        self._stopped.add(lease)
+        self._post(Stop(lease=lease))
 
     # -- sending -------------------------------------------------------------------------------------------------------
 

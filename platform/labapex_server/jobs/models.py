@@ -63,6 +63,7 @@ class Job(models.Model):
     sealed_index = models.BinaryField(null=True)  # section 0 of the executable
     package_ms = models.FloatField(null=True)
     handovers = models.JSONField(default=list)  # protocol.contract.Handover: from where the next lease goes on
+    paid_epochs = models.IntegerField(default=0)  # by settlements until now: of a job that was stopped
     price_per_epoch = models.BigIntegerField(null=True)  # of the lease that runs or ran it
     claimed_by = models.CharField(max_length=80, blank=True)
     claimed_until = models.DateTimeField(null=True)

@@ -30,7 +30,7 @@ from labapex_server.jobs.signals import advanced
 from labapex_server.jobs.view import view
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock, keys
-from labapex_server.lib.errors import Conflict, KeyReused, Refused, TooLarge
+from labapex_server.lib.errors import KeyReused, Refused, TooLarge
 
 __all__ = [
     "advance",
@@ -41,7 +41,6 @@ __all__ = [
     "release_claim",
     "renew_claim",
     "say",
-    "stop",
     "submit",
     "touch",
     "view",
@@ -130,7 +129,7 @@ def advance(job: Job, to: JobState, *, reason: str = "", fault: Fault | None = N
         rung_at=None,
         version=F("version") + 1,
         state_changed_at=now,
-        **({"ended_at": now} if to.ended else {}),
+        ended_at=now if to.ended else None,
         **fields,
     )
     if changed:
@@ -142,19 +141,6 @@ def advance(job: Job, to: JobState, *, reason: str = "", fault: Fault | None = N
         ledger.void(job.hold)  # closed already where the job was settled
     _announce(job.pk, to)
     return True
-
-
-def stop(job: Job) -> Job:
-    """Stop a job for its owner. An ended job stays as it is; raises `Conflict` once training is complete."""
-    for _ in range(10):  # it may advance meanwhile
-        state = JobState(job.state)
-        if state.ended:
-            return job
-        if state not in states.STOPPABLE:
-            raise Conflict("training is complete and its verdict is being made; it can no longer be stopped")
-        if advance(job, JobState.CANCELLED, reason="stopped by its owner", fault=Fault.CLIENT):
-            return job
-    raise Conflict("the job changes too fast just now; try again")
 
 
 def touch(job_id: UUID) -> None:

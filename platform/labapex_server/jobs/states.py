@@ -20,30 +20,34 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     },
     S.QUEUED: {
         S.LEASED: "a worker took it",
+        S.RESUMING: "stopped by the client; lost hosts had brought it over the end of an epoch",
         S.FAILED: "too many leases were lost",
         S.CANCELLED: "stopped by the client",
     },
     S.LEASED: {
         S.RUNNING: "the keys were given to the worker's executable",
         S.QUEUED: "the worker fell silent or could not start it",
+        S.RESUMING: "stopped by the client; lost hosts had brought it over the end of an epoch",
         S.FAILED: "too many leases were lost",
         S.CANCELLED: "stopped by the client",
     },
     S.RUNNING: {
-        S.CHALLENGED: "the log is complete and all commitments are fixed",
+        S.CHALLENGED: "the log is complete and all commitments are fixed, or the client stopped it after complete epochs",
         S.QUEUED: "the worker fell silent, stood still, or could not finish it",
-        S.RESUMING: "the same, and states of its run may be here to go on from",
+        S.RESUMING: "the same, and states of its run may be here to go on from; or stopped as above",
         S.FAILED: "the script failed, or too many leases were lost",
-        S.CANCELLED: "stopped by the client",
+        S.CANCELLED: "stopped by the client before an epoch was complete",
     },
     S.RESUMING: {
         S.QUEUED: "it is known from where another worker goes on",
+        S.CHALLENGED: "it was stopped, and complete epochs of a lost worker are here to be judged",
         S.FAILED: "too many leases were lost, or the platform could not replay",
-        S.CANCELLED: "stopped by the client",
+        S.CANCELLED: "stopped by the client, and no complete epoch can be shown",
     },
     S.CHALLENGED: {
         S.VERIFYING: "every challenged state was opened",
         S.SETTLING: "the deadline passed without them, or what was shown is a lie: rejected",
+        S.RESUMING: "it was stopped, and its worker does not show them: what it handed in before is looked at",
         S.FAILED: "the platform could not draw the challenge",
     },
     S.VERIFYING: {
@@ -54,6 +58,7 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     S.SETTLING: {
         S.VERIFIED: "the worker is paid, the rest is given back",
         S.REJECTED: "nothing is paid, everything is given back",
+        S.CANCELLED: "it was stopped: the verified epochs are paid, the rest is given back",
     },
     S.VERIFIED: {},
     S.REJECTED: {},
@@ -62,7 +67,7 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     S.CANCELLED: {},
 }
 
-STOPPABLE = frozenset(state for state, following in TRANSITIONS.items() if S.CANCELLED in following)
+STOPPABLE = frozenset(state for state, following in TRANSITIONS.items() if S.CANCELLED in following) - {S.SETTLING}
 """Until training is complete. After that the work is done, and its verdict decides who gets the money."""
 
 

@@ -86,9 +86,11 @@ def _log(lease: Any) -> Any:
 
 
 def iterations(lease: Any) -> int:
-    """Of a lease's run, those of earlier hosts that count among them."""
+    """Of a lease's run, those of earlier hosts that count among them; of one that was stopped, as far as it counts."""
     log = _log(lease)
-    return log.next if log is not None else _begun(lease)
+    made: int = log.next if log is not None else _begun(lease)
+    stopped = lease.contract.get("stopped") if lease is not None else None
+    return made if stopped is None else min(made, stopped * lease.contract["facts"]["iterations_per_epoch"])
 
 
 def _begun(lease: Any) -> int:

@@ -13,22 +13,24 @@ from labapex_server.lib import clock
 from labapex_server.marketplace.classes import another_class
 from labapex_server.marketplace.ending import wait_again
 from labapex_server.marketplace.models import Lease
+from labapex_server.marketplace.stopping import stopped_lease
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Finding
 
 
 def lost_lease(job: Job) -> Lease:
-    """The lease whose loss made a job `resuming`."""
+    """The lease whose loss made a job `resuming`: its latest."""
     return Lease.objects.select_related("job", "worker").filter(job=job).latest("granted_at")
 
 
 @transaction.atomic
 def hand_over(lost: Lease, handover: Handover, reason: str) -> bool:
-    """What a lost lease has done holds: the next one goes on behind it. False: the job is no longer `resuming`.
+    """What a lost lease has done holds: the next one goes on behind it. False: the job is no longer
+    `resuming`, or it was stopped meanwhile.
 
     A lease that brought its job further is none of those after which a job is given up."""
     job = Job.objects.get(pk=lost.job_id)
-    if job.state != JobState.RESUMING.value:
+    if job.state != JobState.RESUMING.value or stopped_lease(job) is not None:
         return False
     handovers = [*lost.terms.handovers, handover]
     return jobs.advance(
@@ -39,9 +41,9 @@ def hand_over(lost: Lease, handover: Handover, reason: str) -> bool:
 @transaction.atomic
 def begin_anew(lost: Lease, reason: str, *, false: bool) -> bool:
     """Nothing of a lost lease can be used; `false`: because what it had done is not what it committed to. The next one goes on
-    from where that lease did, or begins anew. False: the job is no longer `resuming`."""
+    from where that lease did, or begins anew. False: the job is no longer `resuming`, or it was stopped meanwhile."""
     job = Job.objects.get(pk=lost.job_id)
-    if job.state != JobState.RESUMING.value or not wait_again(job, reason):
+    if job.state != JobState.RESUMING.value or stopped_lease(job) is not None or not wait_again(job, reason):
         return False
     if false:
         Lease.objects.filter(pk=lost.pk).update(state=LeaseState.REJECTED.value, reason=reason)

@@ -9,6 +9,7 @@ from labapex_server.marketplace.handover import begin_anew, hand_over, lost_leas
 from labapex_server.marketplace.key_release import release_keys, run_key
 from labapex_server.marketplace.living import alive, forgive_silence, heartbeat, reconcile
 from labapex_server.marketplace.settlement import Share, settle, shares
+from labapex_server.marketplace.stopping import disregard, lose, show_for, stop_lost, stop_training, stopped_lease
 from labapex_server.marketplace.waiting import explain_waiting
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "authenticate",
     "begin_anew",
     "decline",
+    "disregard",
     "executable_parts",
     "expire_silent",
     "explain_waiting",
@@ -27,6 +29,7 @@ __all__ = [
     "hand_over",
     "heartbeat",
     "lease",
+    "lose",
     "lost_lease",
     "reconcile",
     "release_ended",
@@ -34,4 +37,8 @@ __all__ = [
     "run_key",
     "settle",
     "shares",
+    "show_for",
+    "stop_lost",
+    "stop_training",
+    "stopped_lease",
 ]

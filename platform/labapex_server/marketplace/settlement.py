@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from django.db import transaction
 
 from labapex.protocol.contract import Stint
-from labapex.protocol.states import JobState, LeaseState
+from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.protocol.verdict import Verdict
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
@@ -30,7 +30,8 @@ def settle(lease: Lease, verdict: Verdict) -> bool:
     if job.state != JobState.SETTLING.value:
         return False
     verified = verdict.verdict == "verified"
-    due = shares(lease) if verified else []
+    terms = lease.terms
+    due = shares(lease, paid=job.paid_epochs) if verified else []
     if job.hold is not None:  # a proven cheat forfeits the whole job, whoever's it was
         ledger.settle(job.hold, payments=[part.payment for part in due])
     ending: str = verdict.verdict
@@ -39,15 +40,34 @@ def settle(lease: Lease, verdict: Verdict) -> bool:
         Lease.objects.filter(pk=verdict.blamed).update(state=LeaseState.REJECTED.value, reason=verdict.reason)
     try_change(lease, LeaseState.FINISHED, LeaseState.SETTLED, ended_at=clock.now(), reason=ending)
     if verified:  # it stood as lost until now
-        earlier = [each["lease"] for each in lease.contract.get("handovers", ())]
-        Lease.objects.filter(pk__in=earlier).update(state=LeaseState.SETTLED.value)
+        Lease.objects.filter(pk__in=[each.lease for each in terms.handovers]).update(state=LeaseState.SETTLED.value)
         _mark_verified(job, due)
     else:
         _mark_rejected(Lease.objects.select_related("worker").get(pk=verdict.blamed or lease.pk), verdict)
-    to = JobState.VERIFIED if verified else JobState.REJECTED
-    if not jobs.advance(job, to, reason=verdict.reason, fault=verdict.fault):
+    ended = (
+        jobs.advance(job, JobState.REJECTED, reason=verdict.reason, fault=verdict.fault)
+        if not verified
+        else (
+            _stopped(job, verdict, due)
+            if terms.stopped is not None
+            else jobs.advance(
+                job, JobState.VERIFIED, reason=verdict.reason, fault=verdict.fault, paid_epochs=terms.epochs
+            )
+        )
+    )
+    if not ended:
         raise Conflict("the job was settled by someone else")
     return True
+
+
+def _stopped(job: Job, verdict: Verdict, due: list[Share]) -> bool:
+    """The end of a job that its client stopped, and whose complete epochs were verified."""
+    money, paid = ledger.outcome(job.hold), sum(part.epochs for part in due)
+    reason = (
+        f"stopped by its owner: {verdict.verified_epochs} of {verdict.epochs} epochs are verified; {paid} of them are paid"
+        f" now with {ledger.credits_text(money.paid)} credits, {ledger.credits_text(money.refunded)} are given back"
+    )
+    return jobs.advance(job, JobState.CANCELLED, reason=reason, fault=Fault.CLIENT, paid_epochs=verdict.verified_epochs)
 
 
 def _mark_verified(job: Job, due: list[Share]) -> None:
@@ -84,14 +104,14 @@ class Share:
         return ledger.account_of(self.lease.worker.owner), self.amount, memo
 
 
-def shares(lease: Lease) -> list[Share]:
-    """What is due to the hosts of a verified run, in their order; `lease` is the last one's. No price is more than the budget
-    has for an epoch, and each epoch is one host's: together they never exceed it."""
+def shares(lease: Lease, *, paid: int = 0) -> list[Share]:
+    """What is due to the hosts of a verified run, in their order, for the epochs after the first `paid`; `lease` is the last
+    one's. No price is more than the budget has for an epoch, and each epoch is one host's: together they never exceed it."""
     terms = lease.terms
     stints = terms.stints()
     per_epoch = terms.facts.iterations_per_epoch
     found = {
         each.pk: each for each in Lease.objects.select_related("worker__owner").filter(pk__in=[s.lease for s in stints])
     }
-    made = [Share(found[s.lease], s, s.stop // per_epoch - s.start // per_epoch) for s in stints]
+    made = [Share(found[s.lease], s, max(paid, s.stop // per_epoch) - max(paid, s.start // per_epoch)) for s in stints]
     return [share for share in made if share.epochs]

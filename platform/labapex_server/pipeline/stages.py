@@ -51,7 +51,10 @@ def package(job: Job, beat: Beat) -> None:
 
 
 def resume(job: Job, beat: Beat) -> None:
-    verification.resume(job, beat=beat)
+    if marketplace.stopped_lease(job) is None:
+        verification.resume(job, beat=beat)
+    else:
+        verification.wind_up(job, beat=beat)
 
 
 def challenge(job: Job, beat: Beat) -> None:
@@ -70,11 +73,11 @@ def _finished(job: Job) -> Lease:
 
 @transaction.atomic
 def settle(job: Job, beat: Beat) -> None:
-    """Money moves, and the certificate of a verified job enters the public log: both or neither."""
+    """Money moves, and the certificate of a job that is verified to its end enters the public log: both or neither."""
     record = VerdictRecord.objects.select_related("lease__worker__owner").filter(job=job).latest("issued_at")
     logs.about(lease=record.lease_id, worker=record.lease.worker_id)
     verdict = Verdict.model_validate(record.document)
-    if marketplace.settle(record.lease, verdict):
+    if marketplace.settle(record.lease, verdict) and record.lease.terms.stopped is None:
         certificates.certify(record.lease, verdict)
 
 

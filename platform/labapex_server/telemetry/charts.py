@@ -162,7 +162,8 @@ def length(run: Sequence[Part]) -> int:
     """How many frames of a run are held."""
     if not run:
         return 0
-    held = Log.objects.filter(pk=run[-1].lease).values_list("seq", flat=True).first() or 0
+    grows = run[-1].lease if run[-1].count is None else None
+    held = Log.objects.filter(pk=grows).values_list("seq", flat=True).first() or 0
     return held + sum(part.count or 0 for part in run)
 
 
@@ -230,9 +231,15 @@ def start(standing: Standing, cursor: Cursor) -> int:
 def _place(standing: Standing, cursor: Cursor) -> tuple[int, int | None]:
     """The first frame that a viewer has not seen, and how many of the iterations that it has seen still count: None: all.
 
-    Who has followed an earlier host of the run goes on behind what counts of it."""
-    if cursor.lease in (None, standing.lease):
-        return cursor.seq if cursor.lease is not None else 0, None
+    Who has followed an earlier host of the run goes on behind what counts of it, and so does who has followed a run that was
+    stopped."""
+    if cursor.lease is None:
+        return 0, None
+    if cursor.lease == standing.lease:
+        last = standing.parts[-1]
+        end = sum(part.count or 0 for part in standing.parts)
+        cut = last.stop is not None and cursor.version != standing.version and cursor.seq >= end
+        return (end, last.stop) if cut else (cursor.seq, None)
     end = 0
     for part in standing.parts[:-1]:
         end += part.count or 0

@@ -20,7 +20,7 @@ class Part:
     """The log of one lease, as far as it counts for a run."""
 
     lease: UUID
-    stop: int | None = None  # iteration from which on another host's log counts; None: all counts
+    stop: int | None = None  # iteration from which on it counts no more: another host's does, or the run was stopped
     count: int | None = None  # frames with something that counts; None: it may still grow
 
     def frames(self) -> QuerySet[Frame]:
@@ -36,11 +36,11 @@ class Part:
 
 def parts(lease: Lease) -> tuple[Part, ...]:
     """The logs that a lease's run consists of, its own last."""
-    earlier = []
-    for handover in lease.contract.get("handovers", ()):
-        part = Part(UUID(handover["lease"]), handover["leaf"]["step"])
-        earlier.append(replace(part, count=part.frames().count()))
-    return (*earlier, Part(lease.pk))
+    handovers = lease.contract.get("handovers", ())
+    run = [Part(UUID(handover["lease"]), handover["leaf"]["step"]) for handover in handovers]
+    if run[-1:] == [] or run[-1].lease != lease.pk:  # else its host is gone, and what counts of it is told there
+        run.append(Part(lease.pk, lease.terms.until if lease.contract.get("stopped") else None))
+    return tuple(part if part.stop is None else replace(part, count=part.frames().count()) for part in run)
 
 
 def cut(rows: Iterable[tuple[int, bytes]], stop: int | None) -> Iterator[bytes]:

@@ -54,7 +54,8 @@ def summarise(lease: UUID, before: int, after: int) -> None:
 
 def curve(run: Sequence[Part], first: int, stop: int | None, buckets: int) -> Curve:
     """Losses `first` .. `stop` - 1 of a run (`stop` None: to its end), in at most about `buckets` buckets."""
-    held = Log.objects.filter(pk=run[-1].lease).values_list("next", flat=True).first() if run else 0
+    own = run[-1].lease if run and run[-1].stop is None else None  # else it is cut, and ends where all parts end
+    held = Log.objects.filter(pk=own).values_list("next", flat=True).first()
     end = held or max((part.stop or 0 for part in run), default=0)
     first = min(max(0, first), end)
     stop = end if stop is None else min(max(first, stop), end)

@@ -40,7 +40,7 @@ def drawn(lease: Lease) -> int:
         return spec.audit_segments
     due = segments(
         len(contract.leaf_steps()) - 1,
-        epochs=contract.epochs,
+        epochs=contract.counted,
         keep_every=contract.keep_every,
         top_q=spec.top_q,
         trusted=all(_trusted(host) for host in hosts),

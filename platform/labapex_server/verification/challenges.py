@@ -9,6 +9,7 @@ Each step is one compare-and-swap on the challenge's row, so a platform that was
 
 from __future__ import annotations
 
+import io
 import random
 import secrets
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ from labapex_server.lib.errors import Conflict, Missing
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.signals import progressed
-from labapex_server.verification import audit, evidence, judgement, openings
+from labapex_server.verification import audit, evidence, judgement, openings, stopping
 from labapex_server.verification.evidence import Record
 from labapex_server.verification.models import Challenge, OpenedState
 from labapex_server.verification.signals import answered
@@ -162,6 +163,9 @@ def reject_late(lease: Lease) -> None:
     found = Challenge.objects.get(lease=lease)
     if not found.waiting:
         return
+    if lease.terms.stopped is not None:
+        stopping.unshown(lease, "what it was asked for did not come before the deadline")
+        return
     came = opened(lease)
     missing = sorted(set(found.all_indices) - set(came))
     if found.round == 0:
@@ -178,7 +182,9 @@ def reject_late(lease: Lease) -> None:
 def withhold(lease: Lease, reason: str) -> None:
     """The worker says why it cannot show what it is asked for. What it says is shown to people and judged by nobody."""
     found = Challenge.objects.filter(lease=lease, waiting=True).first()
-    if found is not None and lease.job.state == JobState.CHALLENGED.value:
+    if found is not None and lease.terms.stopped is not None:
+        stopping.unshown(lease, f"it cannot show what it was asked for: {reason}")
+    elif found is not None and lease.job.state == JobState.CHALLENGED.value:
         _reject(lease, found, evidence.read(lease), problem=f"the worker cannot show what it was asked for: {reason}")
 
 
@@ -209,7 +215,10 @@ def _begin(lease: Lease) -> Challenge:
     nonce, now = secrets.token_hex(32), clock.now()
     number = draw_chunk(lease.terms, random.Random(nonce))  # noqa: S311 - seeded by 256 secret bits
     record = evidence.read(lease)
+    answer = None
     try:
+        if number is not None and lease.terms.gone:
+            answer = _held_chunks(lease, number)
         wanted = chunks.asked(lease.terms, record.leaves) if number is not None else ()
         wanted = tuple(index for index in wanted if index not in lease.terms.held)
         waits = number is not None and _own_size(lease.terms, record.leaves, number) > 0
@@ -230,6 +239,8 @@ def _begin(lease: Lease) -> Challenge:
             "deadline": _deadline(lease, now),
         },
     )
+    if answer is not None:
+        openings.receive_chunks(begun, io.BytesIO(), size=0, held=answer)
     _tell(lease)
     return begun
 

@@ -38,7 +38,8 @@ class Record:
 
 def read(lease: Lease, *, ended: bool = True) -> Record:
     """All that the logs of a lease's run say, from the ciphertext as it was received: of earlier hosts as far as the run was
-    handed over, of its own all. `ended`: it must have come to its signed end."""
+    handed over, of its own all, or as far as it counts where it was stopped. `ended`: it must have come to its signed end, unless
+    it was stopped."""
     record, run = Record(), parts(lease)
     logs = Log.objects.select_related("lease").in_bulk([part.lease for part in run])
     if lease.pk not in logs:
@@ -54,7 +55,7 @@ def read(lease: Lease, *, ended: bool = True) -> Record:
         for part in run:
             record.samples.clear()  # what a device did is judged of the last host alone: two have no course in common
             head, frames = _frames(logs[part.lease], part, [leaf.record for leaf in held[part]], record)
-        if ended:
+        if ended and lease.contract.get("stopped") is None:  # the platform itself ended it
             _check_end(logs[lease.pk], head, frames, len(record.losses))
     except (KeyError, MalformedInput, ValueError) as error:
         record.chain_problem = str(error)
@@ -99,7 +100,7 @@ def _frames(log: Log, part: Part, leaves: list[records.Leaf], record: Record) ->
     if (log.seq, log.next, bytes(log.head)) != (frames, next_, head):
         raise Tampered("the log's head is not where its frames end")
     if part.stop is not None and len(record.losses) != part.stop:
-        raise Tampered(f"the log of {lease.pk} ends before iteration {part.stop}, with which another host went on")
+        raise Tampered(f"the log of {lease.pk} ends before iteration {part.stop}, up to which it counts")
     return head, frames
 
 

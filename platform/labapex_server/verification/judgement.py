@@ -51,7 +51,7 @@ def verdict(
         epochs=contract.epochs,
         iterations_per_epoch=contract.facts.iterations_per_epoch,
         loss_logs=len(seen.losses),
-        verified_epochs=contract.epochs if verified else 0,
+        verified_epochs=contract.counted if verified else 0,
         rules=tuple(rules),
         replay_max_error=replay_max_error(seen),
         detection=detection(drawn, segments_made),

@@ -14,10 +14,11 @@ from pathlib import Path
 from django.conf import settings
 
 from labapex.errors import MalformedInput
-from labapex.proof import statefile
+from labapex.proof import merkle, statefile
 from labapex.protocol.contract import Contract
+from labapex.protocol.records import Leaf
 from labapex_server.jobs.blobs import Readable
-from labapex_server.lib import store
+from labapex_server.lib import clock, store
 from labapex_server.lib.errors import Refused, TooLarge
 from labapex_server.marketplace.models import Lease
 from labapex_server.verification.models import Challenge, OpenedState
@@ -32,6 +33,28 @@ def receive_state(
     of them."""
     folder: Path = settings.LABAPEX.private_folder("leases", str(lease.pk), "states")
     return _receive(folder / f"{index}.safetensors", f"state {index}", stream, size, check or check_header)
+
+
+def keep(lease: Lease, leaf: Leaf, stream: Readable) -> None:
+    """Store a state if it is the one that was committed to. Raises `Refused`; what was sent is then forgotten."""
+
+    def check(path: Path) -> None:  # before it takes its place: another upload of it may have been first
+        if not is_leafs(path, leaf):
+            raise Refused(f"state {leaf.index} is not the one that was committed to")
+
+    receive_state(lease, leaf.index, stream, size=leaf.size, check=check)
+    OpenedState.objects.get_or_create(
+        lease=lease, index=leaf.index, defaults={"size": leaf.size, "received_at": clock.now()}
+    )
+
+
+def is_leafs(path: Path, leaf: Leaf) -> bool:
+    """Whether a state file is the one that was committed to. No tensor is loaded."""
+    with path.open("rb") as file:
+        try:
+            return merkle.root_of_hashes(statefile.tree(file)).hex() == leaf.state
+        except MalformedInput:
+            return False
 
 
 def receive_chunks(challenge: Challenge, stream: Readable, *, size: int, held: bytes = b"") -> Path:

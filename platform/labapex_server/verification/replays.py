@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 import shutil
@@ -16,10 +17,13 @@ from labapex.protocol.records import Leaf
 from labapex.protocol.replay import EpochSample, ReplayReport, ReplayRequest
 from labapex_server.jobs import packages
 from labapex_server.lib import childprocess, store
+from labapex_server.lib.errors import Refused
 from labapex_server.marketplace.executables import runner_of
 from labapex_server.marketplace.models import Lease
-from labapex_server.verification import judgement
+from labapex_server.verification import judgement, openings
 from labapex_server.verification.preflight import fill
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -31,11 +35,13 @@ def run(
     compare: Iterable[int],
     evaluations: Iterable[object] = (),
     keep: bool = False,
+    make: Leaf | None = None,
     beat: Callable[[], None],
 ) -> tuple[ReplayReport, str | None]:
     """Replay segments of a lease's run from `states`, by leaf; `compare`: those whose end state is among them.
 
-    `keep`, for a whole run's first replay: what it made of the final state, by its digest, and what it foretells of all."""
+    `keep`, for a whole run's first replay: what it made of the final state, by its digest, and what it foretells of all.
+    `make`: a leaf to which a segment leads, whose state is kept as if the host had handed it in, if it comes out as committed."""
     contract = lease.terms
     with childprocess.private_folder("replay") as folder, packages.environment(lease.job) as environment:
         fill(lease.job, folder / "work", beat)
@@ -49,6 +55,7 @@ def run(
             compare=tuple(compare),
             evaluations=tuple(EpochSample.model_validate(each) for each in evaluations),
             digests={index: leaves[index].state for index in sorted(states)},
+            make=() if make is None else (make.index,),
             foretell=settings.LABAPEX.replay_seconds / 5 if keep else 0,
         )
         report = childprocess.run(
@@ -62,8 +69,19 @@ def run(
             runner=runner_of(lease),
             packages=environment,
         )
+        if make is not None:
+            _keep_state(lease, make, folder / "made" / f"{make.index}.safetensors")
         weights = _keep_weights(lease, folder / "weights.safetensors") if keep and not report.problem else None
         return report, weights
+
+
+def _keep_state(lease: Lease, leaf: Leaf, made: Path) -> None:
+    """Nothing is kept of a state that is not the committed one: what the replay says of its segment tells why."""
+    try:
+        with childprocess.open_hostile(made, limit=leaf.size) as source:
+            openings.keep(lease, leaf, source)
+    except (MalformedInput, Refused) as error:
+        log.warning("lease %s: the state of leaf %d was not made anew: %s", lease.pk, leaf.index, error)
 
 
 def _keep_weights(lease: Lease, made: Path) -> str | None:

@@ -27,11 +27,13 @@ from labapex_server.verification.challenges import (
 )
 from labapex_server.verification.evidence import Record
 from labapex_server.verification.models import Challenge, Replay
+from labapex_server.verification.openings import is_leafs
 from labapex_server.verification.preflight import preflight
 from labapex_server.verification.retention import forget as forget_states
+from labapex_server.verification.stopping import stop, wind_up
 from labapex_server.verification.takeover import accept as keep_state
 from labapex_server.verification.takeover import expected as expected_to_keep
-from labapex_server.verification.takeover import handed_over, is_leafs, resume
+from labapex_server.verification.takeover import handed_over, resume
 from labapex_server.verification.takeover import wanted as wanted_to_keep
 from labapex_server.verification.verdicts import issue, signed, weights
 
@@ -52,9 +54,11 @@ __all__ = [
     "reject_late",
     "resume",
     "signed",
+    "stop",
     "verify",
     "wanted_to_keep",
     "weights",
+    "wind_up",
     "withhold",
 ]
 

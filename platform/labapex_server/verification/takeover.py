@@ -17,8 +17,6 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Sum
 
-from labapex.errors import MalformedInput
-from labapex.proof import merkle, statefile
 from labapex.proof.challenge import draw_stint
 from labapex.proof.rules import stint_problem
 from labapex.protocol.contract import Contract, Handover
@@ -26,8 +24,8 @@ from labapex.protocol.records import Leaf
 from labapex.protocol.states import LeaseState
 from labapex_server.jobs.blobs import Readable
 from labapex_server.jobs.models import Job
-from labapex_server.lib import clock, store
-from labapex_server.lib.errors import Missing, Refused, TooLarge
+from labapex_server.lib import store
+from labapex_server.lib.errors import Missing, TooLarge
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.telemetry import models as telemetry
@@ -43,12 +41,12 @@ SPARE_BYTES = 1 << 20  # by which a state may be larger than twice the preflight
 def wanted(lease: Lease) -> int | None:
     """The leaf whose state the host is to hand in now: the first one, then the newest that is due; None where it is here."""
     terms = lease.terms
-    if not terms.upload_every or not _reproducible(lease):
+    if not terms.upload_every or not reproducible(lease):
         return None
     newest = telemetry.Leaf.objects.filter(log=lease.pk).order_by("-index").first()
     if newest is None:
         return None
-    here = set(_here(lease))
+    here = set(states_here(lease))
     if terms.after is None and 0 not in here:
         return 0
     before_last = newest.index if newest.step < terms.iterations else newest.index - 1
@@ -80,24 +78,8 @@ def accept(lease: Lease, index: int, stream: Readable) -> bool:
     if leaf is None:
         return False
 
-    def check(path: Path) -> None:  # before it takes its place: another upload of it may have been first
-        if not is_leafs(path, leaf):
-            raise Refused(f"state {index} is not the one that was committed to")
-
-    openings.receive_state(lease, index, stream, size=leaf.size, check=check)
-    OpenedState.objects.get_or_create(
-        lease=lease, index=index, defaults={"size": leaf.size, "received_at": clock.now()}
-    )
+    openings.keep(lease, leaf, stream)
     return True
-
-
-def is_leafs(path: Path, leaf: Leaf) -> bool:
-    """Whether a state file is the one that was committed to. No tensor is loaded."""
-    with path.open("rb") as file:
-        try:
-            return merkle.root_of_hashes(statefile.tree(file)).hex() == leaf.state
-        except MalformedInput:
-            return False
 
 
 def handed_over(lease: Lease, index: int) -> Path:
@@ -126,7 +108,7 @@ def resume(job: Job, *, beat: Callable[[], None]) -> None:
             lost, f"{name}: {lost.reason}; no later state of it is here, the run {instead}", false=False
         )
         return
-    segments, problem = _look(lost, terms.model_copy(update={"handovers": (*terms.handovers, handover)}), record, beat)
+    segments, problem = look(lost, terms.model_copy(update={"handovers": (*terms.handovers, handover)}), record, beat)
     step = handover.leaf.step
     if problem is None:
         reason = f"{name}: {lost.reason}; {segments} segments of what it had done were trained again and hold,"
@@ -139,14 +121,18 @@ def resume(job: Job, *, beat: Callable[[], None]) -> None:
 def _handover(lost: Lease, terms: Contract, leaves: list[Leaf]) -> Handover | None:
     """Where the run of a lost lease could go on; None where no state of it is here that it could go on from."""
     begun, last = -1 if terms.after is None else terms.after.index, len(terms.leaf_steps()) - 1
-    held = [index for index in _here(lost) if begun < index < min(last, len(leaves))]
-    if not held or (begun < 0 and held[0] != 0) or held[-1] == 0 or not _reproducible(lost):
+    held = [index for index in states_here(lost) if begun < index < min(last, len(leaves))]
+    if not held or (begun < 0 and held[0] != 0) or held[-1] == 0 or not reproducible(lost):
         return None
     return Handover(lease=lost.pk, leaf=leaves[held[-1]], held=tuple(held))
 
 
-def _look(lost: Lease, terms: Contract, record: evidence.Record, beat: Callable[[], None]) -> tuple[int, str | None]:
-    """Replay segments of a lost lease's stint, drawn now. Returns how many, and what is wrong with them."""
+def look(
+    lost: Lease, terms: Contract, record: evidence.Record, beat: Callable[[], None], *, make: Leaf | None = None
+) -> tuple[int, str | None]:
+    """Replay segments of a lost lease's stint, drawn now. Returns how many, and what is wrong with them.
+
+    `make`: the last leaf, where its state is not here: it is made anew on the way."""
     end = terms.handovers[-1].leaf
     begin = 0 if lost.terms.after is None else lost.terms.after.index
     known = replace(record, leaves=record.leaves[: end.index + 1], losses=record.losses[: end.step])
@@ -158,14 +144,14 @@ def _look(lost: Lease, terms: Contract, record: evidence.Record, beat: Callable[
         random=random.Random(secrets.token_hex(32)),  # noqa: S311 - seeded by 256 secret bits
     )
     states = openings.states(terms, {terms.origin(segment) for segment in segments})
-    report, _ = replays.run(lost, known.leaves, states, segments, compare=(), beat=beat)
+    report, _ = replays.run(lost, known.leaves, states, segments, compare=(), make=make, beat=beat)
     if report.batches is not None:  # of the whole run
         report = report.model_copy(update={"batches": report.batches[: end.index]})
     seen = judgement.evidence(lost, known, pev_percent=10, replay=report, segments=segments)
     return len(segments), stint_problem(seen)
 
 
-def _reproducible(lease: Lease) -> bool:
+def reproducible(lease: Lease) -> bool:
     """Whether the platform makes the same bits as the lease's host. Only then a few states and the digests between are
     proof enough: between classes each segment would need both its ends."""
     own: dict[str, Any] = (lease.job.preflight or {}).get("environment") or {}
@@ -173,7 +159,7 @@ def _reproducible(lease: Lease) -> bool:
     return bool(own) and own | threads == (lease.environment or {}) | threads
 
 
-def _here(lease: Lease) -> list[int]:
+def states_here(lease: Lease) -> list[int]:
     return list(OpenedState.objects.filter(lease=lease).order_by("index").values_list("index", flat=True))
 
 

@@ -56,11 +56,17 @@ def signed(job: Job) -> SignedVerdict:
 
 
 def weights(job: Job) -> tuple[Path, str]:
-    """The result of a verified job and its SHA-256. Raises `NotFinishedYet`, `Gone` or `Refused`."""
-    verdict = signed(job).verdict
-    if verdict.verdict != "verified":
-        raise Refused("the job was rejected: nothing was paid, and there is no result")
-    if JobState(job.state) is not JobState.VERIFIED:
+    """The result of a verified job and its SHA-256; of one that was stopped, after its last verified epoch.
+
+    Raises `NotFinishedYet`, `Gone` or `Refused`."""
+    given = [signed(job).verdict]
+    given += [
+        Verdict.model_validate(each.document) for each in VerdictRecord.objects.filter(job=job).order_by("-issued_at")
+    ]
+    verdict = next((each for each in given if 0 < each.verified_epochs <= job.paid_epochs), None)
+    if verdict is None:
+        if given[0].verdict != "verified":
+            raise Refused("the job was rejected: nothing was paid, and there is no result")
         raise NotFinishedYet("the job is being settled; ask again in a moment")
     erasure.require(job, Stored.RESULTS)
     lease = Lease.objects.get(pk=verdict.lease)

@@ -239,7 +239,7 @@ def _committed(lease: Lease | None, status: str) -> Step:
             "Each few iterations the digest of the whole state is fixed, before anyone knows what is drawn.",
         )
     due = len(lease.terms.leaf_steps())
-    last = Leaf.objects.filter(log__lease=lease).order_by("-index").first()
+    last = Leaf.objects.filter(log__lease=lease, index__lt=due).order_by("-index").first()
     committed = (lease.terms.after.index + 1 if lease.terms.after else 0) if last is None else last.index + 1
     words = f"{number(committed)} of {number(due)} states committed"
     if last is not None:

@@ -29,12 +29,12 @@ STATES: dict[str, dict[str, str]] = {
     JobState.RESUMING: {
         "label": "resuming",
         "kind": "active",
-        "words": "The worker was lost. What it had done is trained again in places, and then another one goes on from there.",
+        "words": "The worker was lost. What it had done is trained again in places before it counts.",
     },
     JobState.CHALLENGED: {
         "label": "challenged",
         "kind": "active",
-        "words": "Training is complete and every state committed. The worker shows what is asked for.",
+        "words": "Training has ended and every state is committed. The worker shows what is asked for.",
     },
     JobState.VERIFYING: {
         "label": "verifying",
@@ -58,7 +58,11 @@ STATES: dict[str, dict[str, str]] = {
         "words": "The preflight found that this job cannot run as it is. No money was held.",
     },
     JobState.FAILED: {"label": "failed", "kind": "bad", "words": "The training ended without a result."},
-    JobState.CANCELLED: {"label": "stopped", "kind": "", "words": "You stopped this job."},
+    JobState.CANCELLED: {
+        "label": "stopped",
+        "kind": "",
+        "words": "You stopped this job. Epochs that were complete and verified are paid.",
+    },
 }
 
 RULES: dict[str, str] = {

@@ -62,3 +62,17 @@ def test_a_state_that_comes_out_otherwise_is_not_shown_and_the_reason_is_said(
     assert report.made == ()
     script.write_text("raise RuntimeError('broke')")
     assert "broke" in str(lab.regenerate(job.contract, job.folder, tmp_path / "again", (4,)).problem)
+
+
+def test_states_of_a_run_that_was_killed_are_made_anew_as_far_as_it_had_come(lab: Lab, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    facts = lab.preflight(SCRIPTS / "functions.py", folder).facts
+    assert facts is not None
+    shutil.copytree(folder / "work", folder / "pristine")
+    shutil.rmtree(folder / "states")
+    terms = laboratory.contract(facts, keep=3)
+    lab.begin(terms, folder, until=5)
+    again = tmp_path / "again"
+    report = lab.regenerate(terms, folder, again, (2, 5))
+    assert (report.problem, report.made) == (None, (2, 5))
+    assert "leaf 6 is none of this host's" in str(lab.regenerate(terms, folder, again, (6,)).problem)

@@ -36,6 +36,7 @@ from labapex.protocol.frames import (
     Ready,
     Refusal,
     Released,
+    Stop,
     TrialAnswer,
     TrialBegin,
     TrialOver,
@@ -51,7 +52,6 @@ from labapex.sealing import open_release
 from labapex_server.accounts.models import User
 from labapex_server.gateway import connection as door
 from labapex_server.gateway import limits
-from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
@@ -272,10 +272,25 @@ async def test_a_grant_that_never_arrived_goes_back_to_the_queue(platform: str, 
 
 async def test_a_stopped_job_is_released(platform: str, run: Run) -> None:
     async with Agent(platform, run.host, leases=(run.lease.pk,)) as agent:
-        await offload(jobs.stop, run.lease.job)
+        await offload(verification.stop, run.lease.job)
         released = await agent.expect(Released)
         assert released.lease == run.lease.pk
         assert "stopped" in released.reason
+
+
+async def test_a_job_that_is_stopped_after_an_epoch_is_stopped_and_not_released(platform: str, run: Run) -> None:
+    async with Agent(platform, run.host, leases=(run.lease.pk,)) as agent:
+        await agent.say(Open(lease=run.lease.pk))
+        await agent.expect(Welcome)
+        frames = run.executable.frames
+        await agent.say(*frames[:-1])
+        await agent.expect(Ack)
+        await offload(verification.stop, await offload(Job.objects.get, pk=run.lease.job_id))
+        await agent.say(frames[-1])  # it was on its way
+        assert (await agent.expect(Stop)).lease == run.lease.pk
+        assert (await lease_row(run)).state == LeaseState.FINISHED
+    async with Agent(platform, run.host, leases=(run.lease.pk,)) as agent:
+        assert (await agent.expect(Stop)).lease == run.lease.pk  # it may not have heard
 
 
 async def test_heartbeats_prolong_only_own_leases(platform: str, run: Run, cheat: User) -> None:

@@ -19,6 +19,7 @@ from labapex_server.jobs.models import Job, Transition
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict, KeyReused, Refused, TooLarge
+from labapex_server.verification import services as verification
 
 pytestmark = pytest.mark.django_db
 
@@ -117,7 +118,7 @@ def test_an_end_gives_an_open_hold_back(researcher: User) -> None:
     before = ledger.balance(account)
     held = ledger.hold(account, amount=job.budget, job=job.pk, memo="")
     assert jobs.advance(job, JobState.PACKAGING, hold=held)
-    assert jobs.stop(job).state == JobState.CANCELLED
+    assert verification.stop(job).state == JobState.CANCELLED
     assert ledger.balance(account) == before
     assert job.ended_at is not None
     assert Fault(job.fault) is Fault.CLIENT
@@ -125,12 +126,12 @@ def test_an_end_gives_an_open_hold_back(researcher: User) -> None:
 
 def test_stopping_twice_is_stopping_once_and_complete_work_is_not_stopped(researcher: User) -> None:
     job = submitted(researcher)
-    jobs.stop(job)
+    verification.stop(job)
     version = job.version
-    assert jobs.stop(job).version == version
+    assert verification.stop(job).version == version
     Job.objects.filter(pk=job.pk).update(state=JobState.VERIFYING.value)
     with pytest.raises(Conflict, match="can no longer be stopped"):
-        jobs.stop(Job.objects.get(pk=job.pk))
+        verification.stop(Job.objects.get(pk=job.pk))
 
 
 def test_a_claim_keeps_others_out_until_it_ends(researcher: User) -> None:

@@ -24,6 +24,7 @@ from labapex_server.lib import childprocess, clock, trust
 from labapex_server.lib.errors import Conflict, OtherClass, UnknownBuild
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
+from labapex_server.verification import services as verification
 from labapex_server.workers import reputation
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Worker
@@ -181,14 +182,14 @@ def test_no_keys_are_given_for_a_job_that_was_stopped(rig: Host, researcher: Use
     job = queued_job(researcher)
     lease = granted(rig)
     job.refresh_from_db()
-    jobs.stop(job)
+    verification.stop(job)
     with pytest.raises(Conflict):
         marketplace.release_keys(lease, request=key_request(lease)[0])
 
 
 def test_stopping_a_job_releases_its_worker_at_once(rig: Host, researcher: User) -> None:
     run = a_run(queued_job(researcher), rig)
-    jobs.stop(Job.objects.get())
+    verification.stop(Job.objects.get())
     run.lease.refresh_from_db()
     assert run.lease.state == LeaseState.FAILED
     assert run.lease.reason == "stopped by its owner"

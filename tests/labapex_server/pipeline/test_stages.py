@@ -90,7 +90,7 @@ def test_work_whose_claim_was_lost_is_dropped(researcher: User) -> None:
     job = submitted(researcher)
 
     def stage(job: Job, beat: stages.Beat) -> None:
-        jobs.stop(Job.objects.get(pk=job.pk))
+        verification.stop(Job.objects.get(pk=job.pk))
         beat()
         raise AssertionError("it went on")
 

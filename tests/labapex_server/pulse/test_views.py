@@ -16,7 +16,6 @@ from tests.labapex_server.scenes import finished, submitted
 
 from labapex.protocol.states import JobState
 from labapex_server.accounts.models import User
-from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.ledger.models import Transfer
@@ -26,6 +25,7 @@ from labapex_server.pipeline.models import Tally
 from labapex_server.pipeline.tally import Outcome
 from labapex_server.pulse import checks
 from labapex_server.pulse import views as pulse
+from labapex_server.verification import services as verification
 
 TOKEN = "a token of the operator's"
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -250,5 +250,5 @@ def test_what_is_read_from_the_books_is_kept_for_a_moment(
     monkeypatch.setattr("labapex_server.pulse.books.KEPT_SECONDS", 3600)
     books = pulse.Books()
     first = list(books.collect())
-    jobs.stop(submitted(researcher))
+    verification.stop(submitted(researcher))
     assert list(books.collect())[1:] == first[1:]

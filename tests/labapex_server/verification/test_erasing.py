@@ -138,7 +138,7 @@ def test_what_nobody_judged_is_deleted_at_once_when_its_owner_asks(researcher: U
     job = queued_job(researcher)
     with pytest.raises(Conflict, match="stop it first"):
         erasing.ask(job)
-    jobs.stop(job)
+    verification.stop(job)
     asked = erasing.ask(job)
     assert asked.erase_after is None
     assert {each.what for each in asked.erasures.all()} == {"files", "states", "results"}
@@ -151,7 +151,7 @@ def test_what_nobody_judged_is_deleted_at_once_when_its_owner_asks(researcher: U
 @pytest.mark.django_db
 def test_files_that_another_job_has_stay(researcher: User, home: Path) -> None:
     first, second = submitted(researcher, data="data"), submitted(researcher, "another", data="data")
-    jobs.stop(first)
+    verification.stop(first)
     erasing.ask(first)
     assert {blob.digest for blob in Blob.objects.all()} == {
         part.digest for part in (*second.files.code, *second.files.data)
@@ -162,7 +162,7 @@ def test_files_that_another_job_has_stay(researcher: User, home: Path) -> None:
 @pytest.mark.django_db
 def test_an_others_equal_file_is_another_file(researcher: User, other_researcher: User) -> None:
     mine, _ = submitted(researcher), submitted(other_researcher)
-    jobs.stop(mine)
+    verification.stop(mine)
     erasing.ask(mine)
     assert [blob.owner for blob in Blob.objects.all()] == [other_researcher]
 
@@ -206,7 +206,7 @@ def test_packages_go_when_no_job_has_them(researcher: User, home: Path) -> None:
     KeptWheel.objects.update(wanted_at=clock.now() - timedelta(days=31))
     assert erasing.erase_due(clock.now()).wheels == 1
     assert (kept.exists(), loose.exists()) == (True, False)
-    jobs.stop(job)
+    verification.stop(job)
     erasing.ask(job)
     assert erasing.erase_due(clock.now()).wheels == 0  # it was found to be needed a moment ago
     assert erasing.erase_due(in_days(31)).wheels == 1

@@ -133,7 +133,7 @@ def test_credit_that_was_spent_meanwhile_refuses_the_job(researcher: User) -> No
 @pytest.mark.django_db
 def test_a_job_stopped_during_its_preflight_holds_nothing(researcher: User) -> None:
     job = submitted(researcher)
-    jobs.stop(Job.objects.get(pk=job.pk))
+    verification.stop(Job.objects.get(pk=job.pk))
     verification.preflight(job, beat=nothing)
     assert Job.objects.get(pk=job.pk).state == JobState.CANCELLED
     assert ledger.balance(ledger.account_of(researcher)).held == 0

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
-import random
-from datetime import timedelta
 from itertools import pairwise
 from typing import Any
-from uuid import UUID
 
 import pytest
-from django.conf import settings
 from tests.labapex_server.gateway.stage import (
     ENVIRONMENT,
     Host,
-    Run,
     a_host,
     a_run,
     a_true_digest,
@@ -24,9 +18,24 @@ from tests.labapex_server.gateway.stage import (
     queued_job,
 )
 from tests.labapex_server.scenes import finished, stand_in
+from tests.labapex_server.verification.relay import (
+    EPOCHS,
+    EVERY,
+    LOSSES,
+    PER_EPOCH,
+    SCRIPT,
+    STATES,
+    STEPS,
+    hand_in,
+    judged,
+    lose,
+    resumed,
+    send,
+    states_here,
+    training,
+)
 
 from labapex.protocol.states import JobState, LeaseState
-from labapex.protocol.verdict import Verdict
 from labapex_server.accounts.models import User
 from labapex_server.api.receipts import receipt
 from labapex_server.gateway import books
@@ -42,22 +51,10 @@ from labapex_server.telemetry import charts
 from labapex_server.telemetry import services as telemetry
 from labapex_server.verification import earnings, evidence, proofs, takeover
 from labapex_server.verification import services as verification
-from labapex_server.verification.models import Challenge, OpenedState
+from labapex_server.verification.models import Challenge
 from labapex_server.web import reads
 from labapex_server.workers import reputation
 from labapex_server.workers.reputation import Reputation
-
-EPOCHS, PER_EPOCH, EVERY = 3, 7, 3
-STEPS = sorted({*range(0, EPOCHS * PER_EPOCH, EVERY), *range(PER_EPOCH, EPOCHS * PER_EPOCH + 1, PER_EPOCH)})
-LAST = len(STEPS) - 1
-DICE = random.Random(7)
-LOSSES = [DICE.random() for _ in range(EPOCHS * PER_EPOCH)]
-STATES = [a_true_digest(index) for index in range(len(STEPS))]
-SCRIPT = "true: " + json.dumps({"steps": STEPS, "losses": LOSSES, "states": STATES})
-
-
-def nothing() -> None:
-    """A beat that is always fine."""
 
 
 @pytest.fixture(autouse=True)
@@ -78,54 +75,6 @@ def job(researcher: User) -> Job:
 @pytest.fixture
 def second(host: User) -> Host:
     return a_host(host, "second")
-
-
-def training(job: Job, host: Host, **kwargs: Any) -> Run:
-    """A host that trains the script truly, unless `kwargs` say otherwise."""
-    return a_run(Job.objects.get(pk=job.pk), host, **{"state_size": len(a_true_state(0)), "states": STATES} | kwargs)
-
-
-def send(run: Run, iterations: int) -> None:
-    """Whole frames of a run's log, until the platform has so many losses of it."""
-    for frame in run.executable.frames:
-        if frame.first < iterations:
-            telemetry.ingest(run.host.worker.pk, frame)
-
-
-def hand_in(run: Run, *indices: int) -> None:
-    for index in indices:
-        assert verification.keep_state(run.lease, index, io.BytesIO(a_true_state(index)))
-
-
-def lose(run: Run) -> Job:
-    """The host falls silent."""
-    Lease.objects.filter(pk=run.lease.pk).update(expires_at=clock.now() - timedelta(seconds=1))
-    assert marketplace.expire_silent(clock.now()) == 1
-    return Job.objects.get(pk=run.lease.job_id)
-
-
-def resumed(run: Run) -> Job:
-    """The host falls silent, and the platform looks at what it had done."""
-    assert lose(run).state == JobState.RESUMING
-    assert stages.work(run.lease.job_id, JobState.RESUMING, stages.resume)
-    return Job.objects.get(pk=run.lease.job_id)
-
-
-def states_here() -> set[tuple[UUID, int]]:
-    """Lease and leaf of every state that the platform has."""
-    rows = {(state.lease_id, state.index): state.path for state in OpenedState.objects.all()}
-    assert set(settings.LABAPEX.home.glob("leases/*/states/*")) == set(rows.values())
-    return set(rows)
-
-
-def judged(run: Run) -> Verdict:
-    """Challenge a run whose log is complete, open what is asked for, and judge it."""
-    lease = verification.finished_lease(Job.objects.get(pk=run.lease.job_id))
-    verification.challenge(lease)
-    for index in Challenge.objects.get(lease=lease).wanted:
-        verification.accept_state(lease, index, io.BytesIO(a_true_state(index)))
-    verification.verify(lease, beat=nothing)
-    return verification.signed(Job.objects.get(pk=run.lease.job_id)).verdict
 
 
 # -- while a host trains -----------------------------------------------------------------------------------------------
@@ -314,11 +263,11 @@ def test_states_that_no_run_goes_on_from_are_deleted(job: Job, rig: Host, second
     assert "begins anew" in Job.objects.get().reason
     assert verification.forget_states(clock.now()) == 1
     run = training(job, second)
-    send(run, 12)
-    hand_in(run, 0, 4)
+    send(run, 6)
+    hand_in(run, 0, 1)
     assert verification.forget_states(clock.now()) == 0
-    jobs.stop(resumed(run))
-    assert states_here() == {(run.lease.pk, 0), (run.lease.pk, 4)}
+    verification.stop(resumed(run))
+    assert states_here() == {(run.lease.pk, 0), (run.lease.pk, 1)}
     assert verification.forget_states(clock.now()) == 2
     assert states_here() == set()
 
@@ -391,12 +340,3 @@ def test_a_host_of_another_class_does_not_go_on_and_after_a_time_begins_anew(
     assert marketplace.lease(second.worker) is None
     again = training(job, rig)  # its own host may come back
     assert again.lease.terms.after is not None
-
-
-def test_stopping_a_job_while_its_lost_host_is_looked_at_ends_it(job: Job, rig: Host) -> None:
-    first = training(job, rig)
-    send(first, 12)
-    hand_in(first, 0, 4)
-    jobs.stop(lose(first))
-    assert not stages.work(job.pk, JobState.RESUMING, stages.resume)
-    assert Job.objects.get().state == JobState.CANCELLED

@@ -19,7 +19,6 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from labapex.protocol.api import Events
 from labapex.protocol.states import JobState
 from labapex_server.accounts.models import User
-from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
@@ -28,6 +27,7 @@ from labapex_server.telemetry import charts, hints
 from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.charts import Cursor
 from labapex_server.telemetry.offload import offload
+from labapex_server.verification import services as verification
 from labapex_server.web import hub as hubs
 
 __all__ = ["platform", "rig", "run", "threads"]
@@ -218,7 +218,7 @@ async def test_another_lease_starts_the_curves_again(
 async def test_a_change_of_state_is_told(platform: str, run: Run, cookie: str) -> None:
     async with Page(platform, run.lease.job_id, cookie) as page:
         await page.hear()
-        await offload(jobs.stop, run.lease.job)
+        await offload(verification.stop, run.lease.job)
         while page.last is None or page.last.job.state is not JobState.CANCELLED:
             await page.hear()
 

@@ -18,7 +18,6 @@ from labapex.errors import LabApexError
 from labapex.protocol.canonical import explain
 from labapex.protocol.spec import Constraints
 from labapex.protocol.states import JobState
-from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.jobs.view import viewable
 from labapex_server.ledger import services as ledger
@@ -27,6 +26,7 @@ from labapex_server.telemetry.charts import Cursor
 from labapex_server.telemetry.stints import parts
 from labapex_server.telemetry.summaries import curve
 from labapex_server.transparency import certificates, starts
+from labapex_server.verification import services as verification
 from labapex_server.web import reads, words
 from labapex_server.web.forms import SubmitForm
 from labapex_server.web.views.common import PAGE, number, own_job, signed_in, user_of
@@ -137,7 +137,7 @@ def clock(request: HttpRequest, job_id: UUID) -> HttpResponse:
 @require_POST
 def stop(request: HttpRequest, job_id: UUID) -> HttpResponse:
     try:
-        jobs.stop(own_job(request, job_id))
+        verification.stop(own_job(request, job_id))
     except Refused as error:
         messages.error(request, str(error))
     return redirect("web:job", job_id=job_id)
