@@ -11,7 +11,7 @@ SCHEMA := platform/labapex_server/api/openapi.yaml
 DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test test-torch stack-test test-sandbox check schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest clean
+.PHONY: help setup runner demo test test-torch stack-test test-sandbox check audit sbom schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,9 +52,16 @@ check: $(VENV)/.complete ## everything static: style, types, layers, Django's ow
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
-	$(BIN)/python manage.py check
+	@LABAPEX_HOME=$(CURDIR)/build/deployed LABAPEX_PUBLIC_URL=https://apex.example.org $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(BIN)/python manage.py makemigrations --check --dry-run
 	@$(DESCRIBE) | diff -q - $(SCHEMA) || { echo "The REST API is not as $(SCHEMA) describes it: make schema"; exit 1; }
+
+audit: $(VENV)/.complete ## known vulnerabilities of what is locked, as PyPI knows them (needs its JSON API)
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.txt
+
+sbom: $(VENV)/.complete ## what the images are made of, as CycloneDX: build/sbom.json
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file build/sbom.json docker/requirements.txt
 
 schema: $(VENV)/.complete ## write the OpenAPI description of the REST API
 	$(DESCRIBE) > $(SCHEMA)

@@ -98,6 +98,11 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = _public.scheme == "https"
 X_FRAME_OPTIONS = "DENY"
 SECURE_REFERRER_POLICY = "same-origin"
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if _public.scheme == "https" else None
+SECURE_SSL_REDIRECT = _public.scheme == "https"
+SECURE_REDIRECT_EXEMPT = [r"^(healthz|readyz|metrics)$"]  # who looks after the process asks the process
+SECURE_HSTS_SECONDS = 365 * 24 * 3600 if _public.scheme == "https" else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = False  # its neighbours' names are not ours to speak for
+SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]  # which ask for those two
 
 FILE_UPLOAD_MAX_MEMORY_SIZE = 1 << 20
 DATA_UPLOAD_MAX_MEMORY_SIZE = 8 << 20  # bodies that are parsed; blobs and states are streamed past it
