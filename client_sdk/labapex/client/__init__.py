@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from labapex.client.client import Client, Pulled, VerdictKey, check_verdict, is_news
+from labapex.client.client import Client, is_news
+from labapex.client.results import Pulled, VerdictKey, check_verdict
 
 __all__ = ["Client", "Pulled", "VerdictKey", "check_verdict", "is_news"]
