@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from django.conf import settings
+from django.db import transaction
 
 from labapex.errors import LabApexError, Tampered
 from labapex.protocol.frames import (
@@ -57,17 +58,23 @@ def arrive(worker: Worker, hello: Hello) -> list[UUID]:
     return list(marketplace.alive(worker).values_list("pk", flat=True))
 
 
-def beat(worker: Worker, leases: Iterable[UUID]) -> bool:
-    """Prolong leases. False: the worker was banned meanwhile."""
-    if workers.known(worker.pk) is None:
-        return False
-    workers.seen(worker)
-    marketplace.heartbeat(worker, leases)
-    return True
+def beat(beats: Sequence[tuple[UUID, Collection[UUID]]]) -> list[bool]:
+    """Prolong leases of workers, for many connections at once. False: the worker was banned meanwhile."""
+    with transaction.atomic():
+        present = workers.present({worker for worker, _ in beats})
+        marketplace.heartbeats([(worker, leases) for worker, leases in beats if worker in present])
+    return [worker in present for worker, _ in beats]
+
+
+def queue(asked: Sequence[None]) -> list[marketplace.Queue]:
+    """What waits for workers, for many connections at once."""
+    return [marketplace.queue()] * len(asked)
 
 
 def grant(worker: Worker) -> Grant | None:
     """The next lease for this worker, if there is one."""
+    if not marketplace.queue().jobs:
+        return None  # another one took it, while this one waited for its turn to ask
     granted = marketplace.lease(worker)
     if granted is None:
         return None
@@ -121,12 +128,29 @@ class News:
     known: frozenset[UUID]  # those of the leases that are this worker's
 
 
-def news(worker: Worker, in_hand: Sequence[UUID], told: Collection[tuple[UUID, int]]) -> News:
-    """Look at the leases a worker has in hand. `told` are the rounds of challenges that it heard of on this connection."""
+@dataclass(frozen=True)
+class Asked:
+    """What a connection wants news of. `told` are the rounds of challenges that it heard of already; `states`: also whether a
+    state is to be handed in, which takes longer to say."""
+
+    worker: UUID
+    in_hand: frozenset[UUID]
+    told: frozenset[tuple[UUID, int]]
+    states: bool
+
+
+def news(asked: Sequence[Asked]) -> list[News]:
+    """Look at the leases that workers have in hand, for many connections at once."""
+    in_hand = {lease for each in asked for lease in each.in_hand}
+    rows = Lease.objects.filter(pk__in=in_hand).select_related("challenge").defer("manifest")
+    leases = {lease.pk: lease for lease in rows}
+    return [_news(each, leases) for each in asked]
+
+
+def _news(asked: Asked, leases: Mapping[UUID, Lease]) -> News:
     challenges: dict[tuple[UUID, int], OpenChunks | OpenStates] = {}
     stopped, released, jobs, known = [], [], [], set()
-    rows = Lease.objects.filter(pk__in=in_hand, worker=worker).select_related("challenge", "job")
-    for lease in rows:
+    for lease in (leases[pk] for pk in asked.in_hand if pk in leases and leases[pk].worker_id == asked.worker):
         known.add(lease.pk)
         if lease.state in ENDED:
             reason = lease.reason or lease.job.reason or lease.state
@@ -135,17 +159,17 @@ def news(worker: Worker, in_hand: Sequence[UUID], told: Collection[tuple[UUID, i
         jobs.append(lease.job_id)
         if lease.contract.get("stopped"):
             stopped.append(lease.pk)
-        if lease.state == LeaseState.RUNNING.value and lease.contract.get("upload_every"):
+        if asked.states and lease.state == LeaseState.RUNNING.value and lease.contract.get("upload_every"):
             wanted = verification.wanted_to_keep(lease)
             if (
-                wanted is not None and (lease.pk, -1 - wanted) not in told
+                wanted is not None and (lease.pk, -1 - wanted) not in asked.told
             ):  # rounds of challenges are no negative numbers
                 until = time.time() + settings.LABAPEX.opening_seconds
                 challenges[lease.pk, -1 - wanted] = OpenStates(lease=lease.pk, indices=(wanted,), deadline=until)
         challenge = getattr(lease, "challenge", None)
         if lease.state != LeaseState.FINISHED.value or challenge is None or not challenge.waiting:
             continue
-        if (lease.pk, challenge.round) not in told:
+        if (lease.pk, challenge.round) not in asked.told:
             challenges[lease.pk, challenge.round] = _asked(lease, challenge)
     return News(tuple(stopped), challenges, tuple(released), tuple(jobs), frozenset(known))
 
@@ -165,6 +189,11 @@ def is_stopped(worker: Worker, lease: UUID) -> bool:
 
 def heartbeat_seconds() -> float:
     return float(settings.LABAPEX.heartbeat_seconds)
+
+
+def states_seconds() -> float:
+    """Between two looks whether a training host is to hand a state in."""
+    return float(settings.LABAPEX.handover_seconds) / 8
 
 
 def silence_seconds() -> float:

@@ -59,10 +59,11 @@ from labapex_server.gateway.trial import Failed as TrialFailed
 from labapex_server.gateway.trial import Trial
 from labapex_server.lib import logs, metrics
 from labapex_server.lib.errors import Refused
+from labapex_server.marketplace.services import Queue
 from labapex_server.telemetry import hints
 from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.ingest import Refuse
-from labapex_server.telemetry.offload import offload
+from labapex_server.telemetry.offload import Gathered, offload
 from labapex_server.telemetry.services import LogRefused
 from labapex_server.telemetry.writer import Answer, Submission, TryLater
 from labapex_server.workers import services as workers
@@ -75,10 +76,14 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 WATCH_SECONDS = 1.0
+ASK_SECONDS = 15.0
 
 # Close codes (RFC 6455: 4000 to 4999 are the application's)
 MALFORMED, REFUSED, SILENT, FENCED, BUSY, TRY_LATER = 4400, 4401, 4408, 4409, 4429, 1013
 
+_news = Gathered(books.news)
+_beat = Gathered(books.beat)
+_queue = Gathered(books.queue)
 _connected: dict[UUID, Connection] = {}
 _unknown = 0
 
@@ -115,6 +120,9 @@ class Connection:
         self._trial: Trial | None = None
         self._in_hand: set[UUID] = set()
         self._stopped: set[UUID] = set()  # leases that it was told to stop
+        self._states_at = 0.0
+        self._queue: Queue | None = None  # as of the last look for work
+        self._ask_at = 0.0
         self._challenged: set[tuple[UUID, int]] = set()  # lease and round of what it was told to show
         self._worker: Worker
         self._bell: hints.Bell
@@ -286,7 +294,7 @@ class Connection:
     async def _heartbeat(self, message: Heartbeat) -> None:
         if await cache.aget(self._cache_key) not in (self._id, None):
             raise Closed(FENCED, _refusal("fenced", "this worker connected again elsewhere", fatal=True))
-        if not await offload(books.beat, self._worker, message.leases):
+        if not await _beat((self._worker.pk, message.leases)):
             raise Closed(REFUSED, _refusal("unknown-worker", "this worker is banned", fatal=True))
         self._in_hand.update(message.leases)
 
@@ -304,10 +312,11 @@ class Connection:
     # -- watching ------------------------------------------------------------------------------------------------------
 
     async def _watch(self) -> None:
+        rang = True
         while True:
             if self._trial is not None and self._trial.expired():
                 await self._end_trial("it did not answer in time")
-            if self._wants_work and self._trial is None:
+            if self._wants_work and self._trial is None and await self._worth_asking(rang):
                 asked = await offload(speed.due, self._worker)
                 if asked is None:
                     await self._offer()
@@ -316,7 +325,16 @@ class Connection:
                     self._post(self._trial.begin())
             if self._in_hand:
                 await self._news()
-            await self._bell.wait(WATCH_SECONDS)
+            rang = await self._bell.wait(WATCH_SECONDS)
+
+    async def _worth_asking(self, rang: bool) -> bool:
+        """Whether there may be work, or a trial, that there was not at the last look. What time alone decides is looked at
+        once in a while: to look costs more than to keep an idle worker's connection."""
+        queue, now = await _queue(None), self._loop.time()
+        if not rang and queue == self._queue and now < self._ask_at:
+            return False
+        self._queue, self._ask_at = queue, now + ASK_SECONDS
+        return True
 
     # -- the speed trial, before a job ---------------------------------------------------------------------------------
 
@@ -363,9 +381,12 @@ class Connection:
             self._post(Idle())
 
     async def _news(self) -> None:
-        asked = list(self._in_hand)
-        news = await offload(books.news, self._worker, asked, set(self._challenged))
-        self._in_hand.difference_update(set(asked) - news.known)  # invented ones
+        now, asked = self._loop.time(), frozenset(self._in_hand)
+        states = now >= self._states_at
+        if states:
+            self._states_at = now + books.states_seconds()
+        news = await _news(books.Asked(self._worker.pk, asked, frozenset(self._challenged), states))
+        self._in_hand.difference_update(asked - news.known)  # invented ones
         self._bell.listen(*map(hints.state_topic, news.jobs))
         for lease in set(news.stopped) - self._stopped:  # first: what a challenge asks for is of a run that is over
             self._stop(lease)

@@ -7,13 +7,14 @@ import secrets
 import time
 import uuid
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Count, Max
 
 from labapex.protocol.contract import Environment, Handover
 from labapex.protocol.limits import Limits
@@ -36,6 +37,19 @@ from labapex_server.workers.models import Worker
 
 _CANDIDATES = 20
 _DECLINED_SECONDS = 60.0  # for which a worker is not given a job again that it had no room for
+
+
+class Queue(NamedTuple):
+    """What waits for workers: when it has changed, one that found nothing may look again."""
+
+    jobs: int
+    newest: datetime | None
+
+
+def queue() -> Queue:
+    return Queue(
+        **Job.objects.filter(state=JobState.QUEUED.value).aggregate(jobs=Count("pk"), newest=Max("created_at"))
+    )
 
 
 def lease(worker: Worker) -> tuple[Lease, str] | None:

@@ -23,8 +23,15 @@ def alive(worker: Worker) -> QuerySet[Lease]:
 
 def heartbeat(worker: Worker, lease_ids: Iterable[UUID]) -> None:
     """The worker showed that these of its leases live."""
+    heartbeats([(worker.pk, lease_ids)])
+
+
+def heartbeats(shown: Iterable[tuple[UUID, Iterable[UUID]]]) -> None:
+    """Workers showed that leases of theirs live. What is another's, or over, is passed over."""
+    claims = {(lease, worker) for worker, leases in shown for lease in leases}
+    live = Lease.objects.filter(pk__in={lease for lease, _ in claims}, state__in=LIVE).values_list("pk", "worker_id")
     now = clock.now()
-    alive(worker).filter(pk__in=list(lease_ids)).update(
+    Lease.objects.filter(pk__in=[lease for lease, worker in live if (lease, worker) in claims], state__in=LIVE).update(
         heartbeat_at=now, expires_at=now + timedelta(seconds=settings.LABAPEX.lease_seconds)
     )
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from labapex_server.marketplace.ending import decline, expire_silent, fail, finish, give_up, release_ended
 from labapex_server.marketplace.executables import executable_parts
-from labapex_server.marketplace.granting import authenticate, lease
+from labapex_server.marketplace.granting import Queue, authenticate, lease, queue
 from labapex_server.marketplace.handover import begin_anew, hand_over, lost_lease
 from labapex_server.marketplace.key_release import release_keys, run_key
-from labapex_server.marketplace.living import alive, forgive_silence, heartbeat, reconcile
+from labapex_server.marketplace.living import alive, forgive_silence, heartbeat, heartbeats, reconcile
 from labapex_server.marketplace.settlement import Share, settle, shares
 from labapex_server.marketplace.stopping import disregard, lose, show_for, stop_lost, stop_training, stopped_lease
 from labapex_server.marketplace.waiting import explain_waiting
 
 __all__ = [
+    "Queue",
     "Share",
     "alive",
     "authenticate",
@@ -28,9 +29,11 @@ __all__ = [
     "give_up",
     "hand_over",
     "heartbeat",
+    "heartbeats",
     "lease",
     "lose",
     "lost_lease",
+    "queue",
     "reconcile",
     "release_ended",
     "release_keys",

@@ -10,15 +10,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Generic, ParamSpec, TypeVar
 
 from django.db import close_old_connections, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 THREADS = 4
+GATHER_SECONDS = 0.02
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 _pool: ThreadPoolExecutor | None = None
 _connections: set[BaseDatabaseWrapper] = set()
@@ -31,6 +34,44 @@ async def offload(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs
         _pool = ThreadPoolExecutor(THREADS, thread_name_prefix="offload")
     call = partial(copy_context().run, function, *args, **kwargs)  # so that its lines of the log say whose they are
     return await asyncio.get_running_loop().run_in_executor(_pool, partial(_run, call))
+
+
+class Gathered(Generic[Q, A]):
+    """A question that many connections have again and again, put to the database for all of them that have it at about the same
+    time. `answer` gets their questions in a thread and returns their answers in the same order."""
+
+    def __init__(self, answer: Callable[[list[Q]], list[A]]) -> None:
+        self._answer = answer
+        self._waiting: dict[asyncio.AbstractEventLoop, list[tuple[Q, asyncio.Future[A]]]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, question: Q) -> A:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[A] = loop.create_future()
+        if loop not in self._waiting:
+            self._waiting[loop] = []
+            loop.call_later(GATHER_SECONDS, self._begin, loop)
+        self._waiting[loop].append((question, future))
+        return await future
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        task = loop.create_task(self._ask(self._waiting.pop(loop)))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+
+    async def _ask(self, asked: list[tuple[Q, asyncio.Future[A]]]) -> None:
+        try:
+            answers = await offload(self._answer, [question for question, _ in asked])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where the question was asked
+            if len(asked) > 1:  # and only of the one whose question it was
+                for each in asked:
+                    await self._ask([each])
+            elif not asked[0][1].done():
+                asked[0][1].set_exception(error)
+            return
+        for (_, future), answer in zip(asked, answers, strict=True):
+            if not future.done():
+                future.set_result(answer)
 
 
 def shutdown() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -79,6 +79,12 @@ def arrived(worker: Worker, devices: Sequence[Device], *, lacks_torch: bool) -> 
 def seen(worker: Worker) -> None:
     """The worker's agent spoke."""
     Worker.objects.filter(pk=worker.pk).update(last_seen_at=clock.now())
+
+
+def present(ids: Collection[UUID]) -> set[UUID]:
+    """The agents of these workers spoke. Returns those that may stay connected."""
+    Worker.objects.filter(pk__in=ids).update(last_seen_at=clock.now())
+    return set(Worker.objects.filter(pk__in=ids, banned=False, owner__is_active=True).values_list("pk", flat=True))
 
 
 def ready(worker: Worker, price: int | None, room: Limits | None = None, hours: Sequence[Hours] = ()) -> None:

@@ -88,7 +88,8 @@ def test_a_training_host_hands_in_the_first_state_and_then_the_newest(job: Job, 
     assert verification.wanted_to_keep(run.lease) == 0
     hand_in(run, 0)
     assert verification.wanted_to_keep(run.lease) == 3  # that of iteration 7: those between are passed over
-    (asked,) = books.news(rig.worker, [run.lease.pk], set()).challenges.values()
+    (news,) = books.news([books.Asked(rig.worker.pk, frozenset([run.lease.pk]), frozenset(), states=True)])
+    (asked,) = news.challenges.values()
     assert asked.indices == (3,)
     hand_in(run, 3)
     assert verification.wanted_to_keep(run.lease) is None
