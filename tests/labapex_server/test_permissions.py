@@ -132,6 +132,8 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "jobs/<uuid:job_id>/timeline/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/chart/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/clock/"): OwnPage(),
+    ("GET", "jobs/<uuid:job_id>/series/"): OwnPage(),
+    ("GET", "compare/"): Page(),
     ("POST", "jobs/<uuid:job_id>/stop/"): OwnPage(302),
     ("POST", "jobs/<uuid:job_id>/delete/"): OwnPage(302),
     ("GET", "storage/"): Page(),

@@ -188,6 +188,11 @@ def _pieces(run: Sequence[Part], since: int, have: int) -> Iterator[Piece]:
         begin += part.count or 0
 
 
+def series(run: Sequence[Part]) -> tuple[SeriesView, ...]:
+    """Every series that a run's script tells, whole."""
+    return _together(each for piece in _pieces(run, 0, 2**62) for each in piece.series)
+
+
 def full(new: Sequence[Piece]) -> bool:
     """Whether a page of these pieces had no room for more."""
     return sum(piece.points for piece in new) >= PAGE_POINTS or sum(piece.text for piece in new) >= PAGE_TEXT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.contrib.auth import views as auth
 from django.urls import path, re_path
 
-from labapex_server.web.views import account, alerts, billing, jobs, offers, storage, transparency, workers
+from labapex_server.web.views import account, alerts, billing, compare, jobs, offers, storage, transparency, workers
 
 app_name = "web"
 urlpatterns = [
@@ -30,6 +30,8 @@ urlpatterns = [
     path("transparency/", transparency.overview, name="transparency"),
     path("transparency/name/", transparency.name, name="public-name"),
     re_path(r"^transparency/claims/(?P<model>[0-9a-f]{64})/$", transparency.claims, name="claims"),
+    path("jobs/<uuid:job_id>/series/", compare.series, name="series"),
+    path("compare/", compare.compare, name="compare"),
     path("offers/", offers.listing, name="offers"),
     path("workers/", workers.listing, name="workers"),
     path("workers/code/", workers.code, name="new-code"),
