@@ -48,7 +48,7 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
         S.VERIFYING: "every challenged state was opened",
         S.SETTLING: "the deadline passed without them, or what was shown is a lie: rejected",
         S.RESUMING: "it was stopped, and its worker does not show them: what it handed in before is looked at",
-        S.FAILED: "the platform could not draw the challenge",
+        S.FAILED: "the platform could not draw the challenge, or was restored and the worker has deleted what it asks for",
     },
     S.VERIFYING: {
         S.SETTLING: "the verdict is given",

@@ -92,6 +92,11 @@ def unwrap(wrapped: bytes | memoryview, purpose: str) -> bytes:
         ) from None
 
 
+def forget() -> None:
+    """Read the keys anew when they are needed: others lie here now."""
+    _cache.clear()
+
+
 def _folder() -> Path:
     folder: Path = settings.LABAPEX.private_folder("keys")
     return folder

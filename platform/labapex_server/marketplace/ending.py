@@ -112,6 +112,8 @@ def release_ended() -> int:
 
 
 def _mark_lost(lease: Lease, reason: str) -> None:
+    if lease.excused:
+        return
     workers.mark(lease.worker, Finding.LOST, lease=lease.pk, reason=reason)
 
 

@@ -42,6 +42,11 @@ def reconcile(worker: Worker, in_hand: Iterable[UUID]) -> None:
         fail(lost, "the grant never reached the worker", fault=Fault.NOBODY)
 
 
+def excuse_live() -> int:
+    """The platform was restored from a backup: hosts may have deleted, by its own word, what these leases still owe."""
+    return Lease.objects.filter(state__in=LIVE).update(excused=True)
+
+
 def forgive_silence() -> int:
     """The platform itself was away and could hear nobody: workers have the usual time from now on. Returns how many had less."""
     until = clock.after(settings.LABAPEX.lease_seconds)

@@ -40,6 +40,7 @@ class Lease(models.Model):
     finished_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
     reason = models.TextField(blank=True)
+    excused = models.BooleanField(default=False)  # the platform was restored while it lived: what it lacks is no lie
 
     class Meta:
         constraints = (

@@ -7,7 +7,7 @@ from labapex_server.marketplace.executables import executable_parts
 from labapex_server.marketplace.granting import Queue, authenticate, lease, queue
 from labapex_server.marketplace.handover import begin_anew, hand_over, lost_lease
 from labapex_server.marketplace.key_release import release_keys, run_key
-from labapex_server.marketplace.living import alive, forgive_silence, heartbeat, heartbeats, reconcile
+from labapex_server.marketplace.living import alive, excuse_live, forgive_silence, heartbeat, heartbeats, reconcile
 from labapex_server.marketplace.settlement import Share, settle, shares
 from labapex_server.marketplace.stopping import disregard, lose, show_for, stop_lost, stop_training, stopped_lease
 from labapex_server.marketplace.waiting import explain_waiting
@@ -20,6 +20,7 @@ __all__ = [
     "begin_anew",
     "decline",
     "disregard",
+    "excuse_live",
     "executable_parts",
     "expire_silent",
     "explain_waiting",

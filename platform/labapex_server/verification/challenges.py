@@ -25,7 +25,7 @@ from labapex.proof.chunks import Measured
 from labapex.proof.evidence import Further
 from labapex.protocol.contract import Contract
 from labapex.protocol.records import Leaf
-from labapex.protocol.states import JobState, LeaseState
+from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.protocol.verdict import Weight
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.blobs import Readable
@@ -166,6 +166,9 @@ def reject_late(lease: Lease) -> None:
     if lease.terms.stopped is not None:
         stopping.unshown(lease, "what it was asked for did not come before the deadline")
         return
+    if lease.excused:
+        _excuse(lease)
+        return
     came = opened(lease)
     missing = sorted(set(found.all_indices) - set(came))
     if found.round == 0:
@@ -184,8 +187,16 @@ def withhold(lease: Lease, reason: str) -> None:
     found = Challenge.objects.filter(lease=lease, waiting=True).first()
     if found is not None and lease.terms.stopped is not None:
         stopping.unshown(lease, f"it cannot show what it was asked for: {reason}")
+    elif found is not None and lease.job.state == JobState.CHALLENGED.value and lease.excused:
+        _excuse(lease)
     elif found is not None and lease.job.state == JobState.CHALLENGED.value:
         _reject(lease, found, evidence.read(lease), problem=f"the worker cannot show what it was asked for: {reason}")
+
+
+def _excuse(lease: Lease) -> None:
+    """What a host cannot show is gone by our own fault: nobody is found false, nobody pays."""
+    reason = "the platform was restored from a backup, and what the worker had to show is gone; nothing was charged"
+    jobs.advance(lease.job, JobState.FAILED, reason=reason, fault=Fault.PLATFORM)
 
 
 # -- the platform's steps ----------------------------------------------------------------------------------------------
