@@ -14,6 +14,7 @@ LABAPEX.private_folder()
 
 DEBUG = LABAPEX.debug
 SECRET_KEY = LABAPEX.secret_key()
+SECRET_KEY_FALLBACKS = LABAPEX.former_secret_keys()  # sessions that began under them go on
 _public = urlsplit(LABAPEX.public_url)
 ALLOWED_HOSTS = [_public.hostname or "localhost", "localhost", "127.0.0.1", "[::1]", *LABAPEX.allowed_hosts]
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]

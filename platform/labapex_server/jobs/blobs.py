@@ -100,7 +100,7 @@ def open_sealed(blob: Blob) -> BinaryIO:
 
 def content_key(blob: Blob) -> bytes:
     """The key that opens the sealed file."""
-    return keys.unwrap(blob.wrapped_key, _purpose(blob.owner_id, blob.digest))
+    return keys.unwrap(blob.wrapped_key, purpose(blob.owner_id, blob.digest))
 
 
 def stored_bytes(owner: User) -> int:
@@ -149,7 +149,7 @@ def _unfinished(owner: User, digest: str, offset: int) -> Iterator[tuple[BinaryI
             if (file := _locked(path)) is None:
                 continue
             if sealed_so_far(path.stat().st_size) == offset:
-                key = keys.unwrap(bytes.fromhex(path.suffix[1:]), _purpose(owner.pk, digest))
+                key = keys.unwrap(bytes.fromhex(path.suffix[1:]), purpose(owner.pk, digest))
                 break
             file.close()
         else:
@@ -160,7 +160,7 @@ def _unfinished(owner: User, digest: str, offset: int) -> Iterator[tuple[BinaryI
     else:
         _clear(folder, digest)
         key = new_key()
-        path = folder / f"{digest}.{keys.wrap(key, _purpose(owner.pk, digest)).hex()}"
+        path = folder / f"{digest}.{keys.wrap(key, purpose(owner.pk, digest)).hex()}"
         file = _create(path)
         fcntl.flock(file, fcntl.LOCK_EX)
     with file:
@@ -194,7 +194,7 @@ def _locked(path: Path) -> BinaryIO | None:
     return file
 
 
-def _purpose(owner_id: int, digest: str) -> str:
+def purpose(owner_id: int, digest: str) -> str:
     return f"blob:{owner_id}:{digest}"
 
 
@@ -210,7 +210,7 @@ def _enter(owner: User, digest: str, made: Path, key: bytes, sealed: Sealed) -> 
         size=sealed.size,
         sealed_digest=sealed.sealed_digest,
         sealed_size=sealed.sealed_size,
-        wrapped_key=keys.wrap(key, _purpose(owner.pk, digest)),
+        wrapped_key=keys.wrap(key, purpose(owner.pk, digest)),
         created_at=clock.now(),
         wanted_at=clock.now(),
     )

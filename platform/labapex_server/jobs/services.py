@@ -194,7 +194,7 @@ def package(job: Job) -> bool:
         for part, blob in parts(job)
     )
     sealed = seal_index(Index(entries=entries), key)
-    wrapped = keys.wrap(key, _content_purpose(job))
+    wrapped = keys.wrap(key, content_purpose(job))
     elapsed = (time.perf_counter() - began) * 1000
     return advance(
         job,
@@ -210,7 +210,7 @@ def content_key(job: Job) -> bytes:
     """The key that opens section 0 of the job's executables."""
     if job.wrapped_content_key is None:
         raise ValueError(f"job {job.pk} was not packaged")
-    return keys.unwrap(job.wrapped_content_key, _content_purpose(job))
+    return keys.unwrap(job.wrapped_content_key, content_purpose(job))
 
 
 def parts(job: Job) -> list[tuple[Part, Blob]]:
@@ -231,7 +231,7 @@ def data_digest(bundle: Bundle) -> str:
     return digest([part.model_dump(mode="json") for part in bundle.data])
 
 
-def _content_purpose(job: Job) -> str:
+def content_purpose(job: Job) -> str:
     return f"content:{job.pk}"
 
 

@@ -170,3 +170,8 @@ class Config(BaseSettings):
         from labapex_server.lib.files import secret_file
 
         return secret_file(self.private_folder("keys") / "django", lambda: os.urandom(48).hex().encode()).decode()
+
+    def former_secret_keys(self) -> list[str]:
+        """Those that `manage.py keys rotate django` replaced, the latest first."""
+        found = sorted(self.private_folder("keys").glob("django.former-*"), reverse=True)
+        return [path.read_text() for path in found]

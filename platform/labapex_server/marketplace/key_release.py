@@ -109,7 +109,7 @@ def _release(lease: Lease, request: KeyRequest) -> bytes:
         hpke_key=request.hpke_key,
         signing_key=request.signing_key,
         sealed_keys=sealed,
-        wrapped_run_key=keys.wrap(run, _run_purpose(current.pk)),
+        wrapped_run_key=keys.wrap(run, run_purpose(current.pk)),
         environment=environment,
     )
     _remember(current, request)
@@ -123,8 +123,8 @@ def run_key(lease: Lease) -> bytes:
     """The key of the lease's log. Raises `Conflict` where none was given out."""
     if lease.wrapped_run_key is None:
         raise Conflict("the keys of this lease were not given out yet")
-    return keys.unwrap(lease.wrapped_run_key, _run_purpose(lease.pk))
+    return keys.unwrap(lease.wrapped_run_key, run_purpose(lease.pk))
 
 
-def _run_purpose(lease_id: UUID) -> str:
+def run_purpose(lease_id: UUID) -> str:
     return f"run:{lease_id}"

@@ -1,0 +1,50 @@
+"""Brings what the database keeps under the wrapping key under the present one, while the platform runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Model
+
+from labapex_server.jobs import blobs
+from labapex_server.jobs import services as jobs
+from labapex_server.jobs.models import Blob, Job
+from labapex_server.lib import keys
+from labapex_server.marketplace import key_release
+from labapex_server.marketplace.models import Lease
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A column of wrapped secrets, and what each is wrapped for."""
+
+    model: type[Model]
+    column: str
+    purpose: Callable[[Any], str]
+
+
+COLUMNS = (
+    Wrapped(Blob, "wrapped_key", lambda blob: blobs.purpose(blob.owner_id, blob.digest)),
+    Wrapped(Job, "wrapped_content_key", jobs.content_purpose),
+    Wrapped(Lease, "wrapped_run_key", lambda lease: key_release.run_purpose(lease.pk)),
+)
+"""All that lasts. Kept answers of the API and uploads that broke off are wrapped too, and are gone a day later."""
+
+
+def rewrap() -> int:
+    """Returns how many were under another key. Any number of processes may, and each may die. Raises `Tampered`."""
+    changed = 0
+    for each in COLUMNS:
+        rows = each.model._default_manager.exclude(**{each.column: None}).only("pk", each.column, *_NEEDED[each.model])
+        for row in rows.order_by("pk").iterator(chunk_size=500):
+            before = bytes(getattr(row, each.column))
+            new = keys.rewrap(before, each.purpose(row))
+            if new is not None:
+                same = each.model._default_manager.filter(pk=row.pk, **{each.column: before})
+                changed += same.update(**{each.column: new})
+    return changed
+
+
+_NEEDED: dict[type[Model], tuple[str, ...]] = {Blob: ("owner_id", "digest"), Job: (), Lease: ()}
