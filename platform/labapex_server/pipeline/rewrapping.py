@@ -8,6 +8,8 @@ from typing import Any
 
 from django.db.models import Model
 
+from labapex_server.alerts import services as alerts
+from labapex_server.alerts.models import Channels
 from labapex_server.jobs import blobs
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Blob, Job
@@ -29,6 +31,7 @@ COLUMNS = (
     Wrapped(Blob, "wrapped_key", lambda blob: blobs.purpose(blob.owner_id, blob.digest)),
     Wrapped(Job, "wrapped_content_key", jobs.content_purpose),
     Wrapped(Lease, "wrapped_run_key", lambda lease: key_release.run_purpose(lease.pk)),
+    Wrapped(Channels, "wrapped_secret", lambda channels: alerts.purpose(channels.user)),
 )
 """All that lasts. Kept answers of the API and uploads that broke off are wrapped too, and are gone a day later."""
 
@@ -47,4 +50,4 @@ def rewrap() -> int:
     return changed
 
 
-_NEEDED: dict[type[Model], tuple[str, ...]] = {Blob: ("owner_id", "digest"), Job: (), Lease: ()}
+_NEEDED: dict[type[Model], tuple[str, ...]] = {Blob: ("owner_id", "digest"), Job: (), Lease: (), Channels: ()}

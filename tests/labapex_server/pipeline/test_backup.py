@@ -31,7 +31,6 @@ from labapex.protocol.frames import Nack
 from labapex.protocol.states import Fault, JobState
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import User
-from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.ledger.audit import audit
@@ -46,6 +45,7 @@ from labapex_server.telemetry.writer import writer
 from labapex_server.transparency import certificates
 from labapex_server.transparency import services as transparency
 from labapex_server.verification import services as verification
+from labapex_server.verification import stopping
 from labapex_server.verification.models import Challenge
 from labapex_server.workers.models import Mark
 
@@ -112,7 +112,7 @@ class World:
         assert marketplace.lease(a_host(host, "leased").worker) is not None
         self.jobs["queued"] = a_job(owner, "queued")
         self.jobs["submitted"] = submitted(owner, "fine", name="submitted")
-        self.jobs["cancelled"] = jobs.stop(submitted(owner, "fine", name="cancelled"))
+        self.jobs["cancelled"] = stopping.stop(submitted(owner, "fine", name="cancelled"))
 
     def _run(self, name: str) -> None:
         self.jobs[name] = a_job(self.owner, name)
