@@ -30,6 +30,7 @@ EXCEEDED = 124  # as of timeout(1)
 FREE_BYTES = 256 << 20  # left for others on the disk of the folder
 ENTRY_BYTES = 4096  # a file costs that much even if it is empty
 PERIOD_SECONDS = 1.0
+MAX_EVENTS = 4096  # bytes of a control group's memory.events
 SHARE = 10  # looking takes at most one part in so many of the time
 _PR_SET_PDEATHSIG = 1
 _MEMORY_FOLDERS = ("tmp", "dev/shm")  # as seen from a process in the sandbox
@@ -124,6 +125,19 @@ def exceeded(
         if used > disk:
             return Excess("disk", f"the job's files took {size(used)}; {size(disk)} are its limit")
     return None
+
+
+def ran_out(events: Path) -> bool:
+    """Whether a control group's own limit of memory was met, and the kernel ended a process of it, as its `memory.events` counts.
+
+    Both, since `oom_kill` alone counts a host without memory as well. False where the file cannot be read."""
+    try:
+        with events.open("rb") as file:
+            lines = file.read(MAX_EVENTS).decode("ascii", errors="replace").splitlines()
+    except OSError:
+        return False
+    counts = dict(line.split(" ", 1) for line in lines if " " in line)
+    return all(counts.get(name, "0").strip("0") != "" for name in ("oom", "oom_kill"))
 
 
 def crowded(folder: Path) -> Excess | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,4 +31,9 @@ def no_engine() -> None:
 if __name__ == "__main__":
     job, folder, agent, *flags = sys.argv[1:]
     load = no_engine if flags else lambda: (environment, train)
-    sys.exit(supervisor.supervise(Path(job), Path(folder), Path(agent), load))  # type: ignore[arg-type]
+    events = os.environ.pop("EVENTS", None)
+    sys.exit(
+        supervisor.supervise(  # type: ignore[arg-type]
+            Path(job), Path(folder), Path(agent), load, memory_events=Path(events) if events else None
+        )
+    )

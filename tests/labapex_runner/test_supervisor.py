@@ -31,12 +31,15 @@ class Run:
         self.folder = folder
         self.stderr = b""
 
-    def start(self, made: Made, agent: Agent, *flags: str, packages: Path | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        self, made: Made, agent: Agent, *flags: str, packages: Path | None = None, events: Path | None = None
+    ) -> subprocess.Popen[bytes]:
         self.agent = agent
         agent.start()
         command = [sys.executable, standin.__file__, str(made.path), str(self.folder), str(self.folder / "s"), *flags]
         roots = os.pathsep.join(str(ROOT / name) for name in ("client_sdk", "worker_agent"))
         environment = {"PATH": os.environ["PATH"], "PYTHONPATH": roots, SITE_PACKAGES: str(packages or "")}
+        environment |= {"EVENTS": str(events)} if events else {}
         return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
 
     def __call__(
@@ -143,6 +146,34 @@ def test_a_job_that_takes_more_than_its_contract_allows_is_ended_with_the_limit_
     assert got.failure is not None
     assert named in got.failure
     assert got.failure in got.console("stderr")
+
+
+@pytest.mark.parametrize(
+    ("ending", "counted", "named"),
+    [
+        ("os.kill(os.getpid(), 9)", "oom 1\noom_kill 1\n", True),
+        ("import signal\nsignal.pause()", "oom 3\noom_kill 2\n", True),  # something that it had started was killed
+        ("os.kill(os.getpid(), 9)", "oom 0\noom_kill 1\n", False),  # the host had no memory left
+        ("os.kill(os.getpid(), 9)", "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0\noom_group_kill 0\n", False),
+        ("os.kill(os.getpid(), 9)", "\xff\n" * 10_000, False),
+    ],
+    ids=["trainer", "child", "host", "nothing", "rubbish"],
+)
+def test_what_the_kernel_killed_within_the_jobs_own_control_group_is_the_jobs_matter(
+    run: Run, ending: str, counted: str, named: bool
+) -> None:
+    (run.folder / "memory.events").write_text(counted)
+    limits = Limits(memory=1 << 40, disk=1 << 40, processes=10_000)
+    script = f"import os\nrecord(1.0)\n{ending}\n"
+    made = make(run.folder, {"train.py": script.encode()}, terms=contract().model_copy(update={"limits": limits}))
+    process = run.start(made, Agent(run.folder / "s", made), events=run.folder / "memory.events")
+    status, got = run.finish(process)
+    assert status == TRAINING_FAILED, run.stderr
+    if named:
+        assert got.failure is not None
+        assert "more memory than the 1024 GiB that are its limit, and was killed: ask for more" in got.failure
+    else:
+        assert got.failure is None, "a host could have done it"
 
 
 def test_a_host_without_torch_is_told_so_and_no_key_is_asked_for(run: Run) -> None:

@@ -149,11 +149,13 @@ def test_a_record_that_leads_elsewhere_is_refused(path: str) -> None:
         parse(Record, text, limit=1000)
 
 
-def a_unit(*, user: str | None = "labapex-worker", reads: tuple[Path, ...] = (Path("/opt/x"),)) -> str:
+def a_unit(
+    *, user: str | None = "labapex-worker", reads: tuple[Path, ...] = (Path("/opt/x"),), systemd: int | None = None
+) -> str:
     home = Path("/var/lib/labapex-worker")
     return unit.text(
         command=["/bin/true", "run"], home=home, environment=Path("/etc/labapex-worker/environment"),
-        user=user, reads=reads, config=home / "config.json",
+        user=user, reads=reads, config=home / "config.json", systemd=systemd,
     )  # fmt: skip
 
 
@@ -167,6 +169,34 @@ def test_a_unit_has_nothing_that_keeps_bubblewrap_from_working_or_ends_jobs_with
     breaks = {"ProtectKernelTunables", "ProtectHostname", "RestrictNamespaces", "ProcSubset"}
     assert not {*breaks, "PrivateDevices", "ProtectClock", "MemoryDenyWriteExecute"} & set(set_there)
     assert (set_there["KillMode"], set_there["OOMPolicy"]) == ("process", "continue")
+
+
+@pytest.mark.parametrize("user", ["labapex-worker", None], ids=["system", "user"])
+def test_a_unit_delegates_its_control_group_with_a_part_for_the_daemon_where_systemd_makes_one(
+    user: str | None,
+) -> None:
+    old, new = a_unit(user=user, systemd=253), a_unit(user=user, systemd=254)
+    assert "Delegate=memory pids\nDelegateSubgroup=daemon\n" in new
+    assert "ExecStopPost" not in new
+    assert "Delegate=memory pids\n" in old
+    assert "DelegateSubgroup" not in old
+    assert "ProtectControlGroups" not in [line.partition("=")[0] for line in (old + new).splitlines()]
+    assert a_unit(user=user) == old, "an image's systemd is not known"
+
+
+def test_controllers_are_taken_back_from_the_units_group_when_its_daemon_has_ended(tmp_path: Path) -> None:
+    """The shell's words themselves, on a played tree."""
+    unit_group = tmp_path / "cgroup" / "system.slice" / "labapex-worker.service"
+    unit_group.mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/system.slice/labapex-worker.service/.control\n")
+    command = unit.TAKE_BACK.replace("/proc/self/cgroup", str(tmp_path / "own")).replace(
+        "/sys/fs/cgroup", str(tmp_path / "cgroup")
+    )
+    for group in (unit_group, unit_group / ".control"):  # an old systemd has no such part
+        (tmp_path / "own").write_text(f"0::/{group.relative_to(tmp_path / 'cgroup')}\n")
+        subprocess.run(["/bin/sh", "-c", command], check=True)
+        assert (unit_group / "cgroup.subtree_control").read_text() == "-memory -pids\n"
+        (unit_group / "cgroup.subtree_control").unlink()
 
 
 def test_a_word_with_signs_of_systemds_own_stays_one_word() -> None:

@@ -15,6 +15,7 @@ from labapex.protocol.replay import PreflightRequest, RegenerateRequest, ReplayR
 from labapex_runner import host, supervisor
 
 AGENT_SOCKET, JOB_FOLDER = "LABAPEX_AGENT_SOCKET", "LABAPEX_JOB_FOLDER"
+MEMORY_EVENTS = "LABAPEX_MEMORY_EVENTS"  # set where the host keeps the job in a control group
 MAX_REQUEST = 64 << 20
 USAGE = """usage: a job's executable, without arguments   trains; needs LABAPEX_AGENT_SOCKET and LABAPEX_JOB_FOLDER
        runner preflight FOLDER                 reads FOLDER/request.json, writes FOLDER/report.json
@@ -48,9 +49,10 @@ def _train() -> int:
             raise UsageError(f"{name} is not set\n{USAGE}")
     # Taken out: a script must find the same environment here as in a replay, and the agent is not its business.
     agent, folder = (Path(os.environ.pop(name)).absolute() for name in (AGENT_SOCKET, JOB_FOLDER))
+    events = os.environ.pop(MEMORY_EVENTS, None)
     if getattr(sys, "frozen", False):
         host.die_with_parent(os.getppid())  # the bootloader, which is what the agent knows and kills
-    return supervisor.supervise(Path(sys.executable), folder, agent)
+    return supervisor.supervise(Path(sys.executable), folder, agent, memory_events=Path(events) if events else None)
 
 
 def _preflight(folder: Path) -> int:

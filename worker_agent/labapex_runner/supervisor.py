@@ -6,8 +6,8 @@
     drain     the trainer has ended; the log is brought to its end
 
 The client's code runs in the trainer only. It can lie in its events about its own training, which replay finds out; it
-can neither read a key nor write a device sample. Where it takes more than its contract allows it is ended, and the sealed log
-says so: that is the client's matter, while what a host's own limits end is the host's.
+can neither read a key nor write a device sample. Where it takes more than its contract allows (`bounds`) it is ended, and the
+sealed log says so: that is the client's matter, while what a host's own limits end is the host's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from labapex import executable, sandbox, sealing, watch
+from labapex import executable, sandbox, sealing
 from labapex.errors import LabApexError, MalformedInput, SandboxUnavailable, Tampered
 from labapex.proof import merkle, statefile
 from labapex.protocol.contract import Environment
@@ -30,6 +30,7 @@ from labapex.protocol.manifest import Manifest
 from labapex.protocol.records import Console, Leaf
 from labapex_runner import host, samples, trainer
 from labapex_runner.batch import Batch
+from labapex_runner.bounds import Bounds
 from labapex_runner.channel import Channel
 from labapex_runner.console import Allowance, Stream
 from labapex_runner.events import Committed, Done, Event, EventReader, Failed, Iteration, Ready, Scalars
@@ -42,7 +43,6 @@ SUCCEEDED, TRAINING_FAILED, REFUSED, NO_ENVIRONMENT = 0, 3, 4, 5
 SAMPLE_SECONDS = 1.0
 RETRY_SECONDS = 10.0  # without a sign of progress from the agent while it holds less than was made
 SHUTDOWN_SECONDS = 10.0  # for the interpreter of a script that is done
-LOOK_SECONDS = 0.25  # between two looks at what the job takes: before a host's own watch, which looks each second
 POLL_SECONDS = 0.1  # how soon the trainer's end is seen
 MAX_EARLY_OUTPUT = 64 << 10
 ON_DISK = "[labapex] code and data lie on this host's disk while the job runs, and not in its memory alone\n"
@@ -65,10 +65,13 @@ def supervise(
     folder: Path,
     agent: Path,
     load: Callable[[], tuple[Callable[[int], Environment], trainer.Train]] = trainer.engine,
+    *,
+    memory_events: Path | None = None,
 ) -> int:
     """Run the job that the executable `job` carries; returns the exit status, in the supervisor AND in its fork.
 
-    `folder` is the job's private folder, `agent` the agent's unix socket. `load` gives the engine in the trainer."""
+    `folder` is the job's private folder, `agent` the agent's unix socket. `load` gives the engine in the trainer.
+    `memory_events`: where the kernel counts what memory ran out of, if the host keeps the job in a control group."""
     manifest = executable.inspect(
         job
     ).manifest  # what is in it proves itself when the platform's keys open the sections
@@ -94,11 +97,14 @@ def supervise(
         os.close(descriptor)
     for descriptor in (events, stdout, stderr):
         os.set_blocking(descriptor, False)
-    return Supervisor(job, manifest, folder, Channel(agent), Trainer(pid, events, control, stdout, stderr)).run()
+    child = Trainer(pid, events, control, stdout, stderr)
+    return Supervisor(job, manifest, folder, Channel(agent), child, memory_events).run()
 
 
 class Supervisor:
-    def __init__(self, job: Path, manifest: Manifest, folder: Path, channel: Channel, child: Trainer) -> None:
+    def __init__(
+        self, job: Path, manifest: Manifest, folder: Path, channel: Channel, child: Trainer, events: Path | None = None
+    ) -> None:
         self._job, self._manifest, self._folder = job, manifest, folder
         self._contract = manifest.contract
         self._channel, self._child = channel, child
@@ -115,7 +121,8 @@ class Supervisor:
         self._log: Log | None = None
         self._meter: samples.Meter | None = None
         self._complained: str | None = None
-        self._sample_at = self._look_at = 0.0
+        self._bounds = Bounds(self._contract.limits, child.pid, folder, events)
+        self._sample_at = 0.0
         self._step = 0 if self._contract.after is None else self._contract.after.step
         self._done = False
         self._failure: str | None = None
@@ -232,7 +239,7 @@ class Supervisor:
             self._watch(now)
         if self._status is not None:
             return
-        if self._log is not None and not self._ended and now >= self._look_at:
+        if self._log is not None and not self._ended:
             self._hold_to_limits(now)
         if self._environment is not None and self._request is None:
             self._make_request(self._environment)
@@ -336,14 +343,9 @@ class Supervisor:
 
     def _hold_to_limits(self, now: float) -> None:
         """End the trainer where it, and what it started, takes more than the contract allows."""
-        limits = self._contract.limits
-        if limits is None or self._done or self._failure is not None:
+        if self._done or self._failure is not None or (reason := self._bounds.exceeded(now)) is None:
             return
-        excess = watch.exceeded(self._child.pid, self._folder, limits.memory, limits.disk, limits.processes)
-        self._look_at = now + max(LOOK_SECONDS, watch.SHARE * (time.monotonic() - now))
-        if excess is None:
-            return
-        self._failure = f"{excess.words}: ask for more in labapex.yaml (limits.{excess.limit})\n"
+        self._failure = reason
         try:
             sandbox.kill_group(self._child.pid)
         except SandboxUnavailable as error:
@@ -375,6 +377,8 @@ class Supervisor:
         elif self._done and self._failure is None:
             self._log_end(self._log)
         else:
+            if os.WIFSIGNALED(status):
+                self._failure = self._failure or self._bounds.killed()
             reason = self._failure or f"the script {_ending(status)} before training was complete\n"
             if self._failure is not None or not os.WIFSIGNALED(status):
                 self._batch.failure(reason, now)  # by this the platform tells a script's error from a host's

@@ -23,7 +23,7 @@ from uuid import UUID
 
 from labapex import nvml
 from labapex.errors import LabApexError, MalformedInput, UsageError
-from labapex_worker import devices, effects, executables, journal, logs, metrics, packages, room, transfers
+from labapex_worker import cgroups, devices, effects, executables, journal, logs, metrics, packages, room, transfers
 from labapex_worker.agent import Agent, Errand, ToExecutable, ToPlatform
 from labapex_worker.config import Home
 from labapex_worker.connection import Connection
@@ -105,6 +105,10 @@ class Daemon:
         config, found = self._owner.config, "; ".join(map(str, self._devices))
         log.info("worker %s (%s) on %s", config.worker, config.name, found)
         try:
+            cgroups.settle()
+        except OSError as error:
+            log.error("jobs get no control groups, as the daemon cannot move into one of its own: %s", error)
+        try:
             await self._look_around()
             if self._spool.leases():
                 self._no_more_if_once()
@@ -174,7 +178,7 @@ class Daemon:
                 case journal.NeverStarted() if lease.phase is Phase.STARTING:
                     self._tasks.spawn(self._start(lease), lease.id)
                 case journal.Ended() as ended:
-                    self._do(self._agent.exited(lease.id, journal.how(self._home.lease(lease.id), ended)))
+                    self._do(self._agent.exited(lease.id, self._executables.how(lease.id, ended)))
                 case journal.NeverStarted():
                     self._do(self._agent.exited(lease.id, "its files are gone"))
 
@@ -361,7 +365,7 @@ class Daemon:
             for lease, ended in self._executables.ended():
                 log.info("lease %s: the executable ended, %s", lease, ended)
                 self._heed(self._decide())  # what ended it, a full disk, would meet the next one as well
-                self._do(self._agent.exited(lease, journal.how(self._home.lease(lease), ended)))
+                self._do(self._agent.exited(lease, self._executables.how(lease, ended)))
             await asyncio.sleep(TICK_SECONDS)
 
     async def _observe(self) -> None:

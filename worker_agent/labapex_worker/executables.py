@@ -54,6 +54,10 @@ class Executables:
 
     async def meet(self, lease: UUID) -> None:
         """One that an earlier daemon started runs still."""
+        try:
+            supervisor.renew(lease, self._home)
+        except OSError as error:
+            log.error("lease %s: its control group could not be limited again: %s", lease, error)
         await self._open_door(lease)
         self._running[lease] = None
 
@@ -74,6 +78,13 @@ class Executables:
             if isinstance(ended := journal.look(self._home.lease(lease)), journal.Ended):
                 self._reap(lease)
                 yield lease, ended
+
+    def how(self, lease: UUID, ended: journal.Ended) -> str:
+        """How one has ended, in words."""
+        words, group = journal.how(self._home.lease(lease), ended), cgroups.of_run(lease.hex)
+        if group is not None and group.ran_out():
+            words += "; its control group had no memory left, and the kernel ended a part of the job"
+        return words
 
     async def remove(self, lease: UUID) -> None:
         """Kill what runs of a lease and delete its files; what is left the next daemon tries again."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import subprocess
 import sys
@@ -184,7 +185,18 @@ def _unit(place: Place, user: str, python: Path) -> str:
         user=user if place.system else None,
         reads=(python, python.resolve(), *own_site_packages()),
         config=Home(place.home).config,
+        systemd=_systemd_version() if place.root == Path("/") else None,
     )
+
+
+def _systemd_version() -> int | None:
+    """Of this host's systemd; None where it has none, or it does not tell."""
+    try:
+        said = subprocess.run(["systemctl", "--version"], env=_TOOLS, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.match(r"systemd ([0-9]{1,5})\b", said)
+    return int(found[1]) if found else None
 
 
 def _write(path: Path, text: str) -> None:

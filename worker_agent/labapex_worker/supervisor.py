@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -34,6 +35,7 @@ _PEER = struct.Struct("3i")  # struct ucred: pid, uid, gid
 BROKEN_LIMIT = 3  # protocol errors after which an executable is given up
 WRITE_BUFFER = 4 << 20
 INSIDE = Path("/door")  # where a job finds its socket: a short path, however long the one outside
+EVENTS_INSIDE = Path("/memory.events")  # and where what the kernel counts of its control group
 OWN_BYTES, OWN_PROCESSES = 256 << 20, 16  # what runs a job takes besides it, of memory and of disk
 AT_ONCE_BYTES = (
     512 << 20
@@ -52,6 +54,7 @@ class Folder:
         self.socket = path / "door" / "agent.sock"
         self.wheels = path / "wheels"
         self.job = path / "job"
+        self.group = path / "group.json"  # the limits of the run's control group, where it has one
         self.chunks = path / "chunks.bin"  # what is handed in when chunks are asked for
 
     @property
@@ -133,10 +136,38 @@ def start(
         },
     )
     entering: tuple[str, ...] = ()
-    if (group := cgroups.of_run(lease.hex)) is not None and box.total_memory_bytes is not None:
-        group.create(memory=box.total_memory_bytes, processes=box.processes)
+    if (group := cgroups.of_run(lease.hex)) is not None:
+        limits = _group_limits(folder, box)
+        folder.group.write_text(json.dumps(limits))
+        group.create(limits)
         entering = group.entering()
+        events = EVENTS_INSIDE if sandbox.available() is None else group.events
+        box = replace(
+            box,
+            placed=(*box.placed, (group.events, EVENTS_INSIDE)),
+            environment={**box.environment, "LABAPEX_MEMORY_EVENTS": str(events)},
+        )
     return journal.start(folder.path, [str(folder.executable)], environments.mounted(box, packages), entering=entering)
+
+
+def renew(lease: UUID, home: Home) -> None:
+    """Give a run that goes on the limits with which it was started, in its control group. Raises `OSError`."""
+    folder = Folder(home.lease(lease))
+    if (group := cgroups.of_run(lease.hex)) is not None and folder.group.exists():
+        group.renew(json.loads(folder.group.read_text()))
+
+
+def _group_limits(folder: Folder, box: Confinement) -> dict[str, str]:
+    """Those of a run's control group: what its contract allows, its files in memory included, and what it takes besides; and no
+    more than the owner allows. So a job that meets them has taken more than its contract says."""
+    assert box.total_memory_bytes is not None
+    allowed = executable.inspect(folder.executable).manifest.contract.limits
+    if allowed is None:
+        return cgroups.limits(memory=box.total_memory_bytes, processes=box.processes)
+    files = allowed.disk + AT_ONCE_BYTES if box.private else 0
+    memory = min(allowed.memory + files + OWN_BYTES, box.total_memory_bytes)
+    processes = allowed.processes + OWN_PROCESSES
+    return cgroups.limits(memory=memory, processes=min(processes, box.processes or processes))
 
 
 def _private(config: Config, folder: Folder) -> tuple[tuple[Path, int], ...]:

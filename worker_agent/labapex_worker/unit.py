@@ -26,11 +26,26 @@ _EVERYWHERE = (
 )
 
 
+SUBGROUP_SINCE = 254  # systemd's version that knows DelegateSubgroup=
+
+# Runs in a part of the unit's group that systemd makes for it, `.control`, whatever ended the service.
+TAKE_BACK = """\
+/bin/sh -c 'read -r own </proc/self/cgroup && own="${own#0::}" && \
+echo "-memory -pids" >"/sys/fs/cgroup${own%/.control}/cgroup.subtree_control"'"""
+
+
 def text(
-    *, command: Sequence[str], home: Path, environment: Path, user: str | None, reads: Sequence[Path], config: Path
+    *,
+    command: Sequence[str],
+    home: Path,
+    environment: Path,
+    user: str | None,
+    reads: Sequence[Path],
+    config: Path,
+    systemd: int | None,
 ) -> str:
     """The unit. `user` None: a unit of the user who installs it. `reads` are the paths that the daemon and its jobs need to
-    read; `config` is there once the worker is enrolled."""
+    read; `config` is there once the worker is enrolled; `systemd` is the version that will read it, None: not known."""
     system = user is not None
     return "\n".join(
         [
@@ -56,6 +71,8 @@ def text(
             "TasksMax=16384",
             "LimitNOFILE=65536",
             "",
+            *_delegation(systemd),
+            "",
             *_EVERYWHERE,
             *(_system(user, reads) if user is not None else ()),
             "",
@@ -64,6 +81,19 @@ def text(
             "",
         ]
     )
+
+
+def _delegation(systemd: int | None) -> list[str]:
+    """The unit's control group is the daemon's to divide, so that the kernel keeps each job within its limits."""
+    delegated = "Delegate=memory pids"
+    if systemd is not None and systemd >= SUBGROUP_SINCE:
+        return [delegated, "DelegateSubgroup=daemon"]
+    return [
+        delegated,
+        "# The daemon moves into a part of its own. While jobs that went on have controllers of this group, nothing can be",
+        "# started in it: they are taken back when the service ends, and the next daemon hands them on again.",
+        f"ExecStopPost=-{TAKE_BACK.replace('%', '%%').replace('$', '$$')}",
+    ]
 
 
 def wanted_by(*, system: bool) -> str:
@@ -82,11 +112,11 @@ def _system(user: str, reads: Sequence[Path]) -> list[str]:
         "ProtectSystem=strict",
         f"ProtectHome={'read-only' if homes else 'yes'}",
         "PrivateTmp=yes",
-        "ProtectControlGroups=yes",
         "ProtectKernelModules=yes",
         "KeyringMode=private",
         "# Not here, because bubblewrap fails with them: ProtectKernelTunables, ProcSubset, ProtectHostname,",
         "# RestrictNamespaces. Not here, because GPUs are devices: PrivateDevices, and ProtectClock, which closes others.",
+        "# Not here, because the daemon makes control groups for its jobs: ProtectControlGroups.",
     ]
 
 
