@@ -11,6 +11,7 @@ from tests.labapex_worker.platform_double import Gateway
 
 from labapex_worker import journal
 from labapex_worker.config import Home
+from labapex_worker.session import Session
 
 
 @pytest.fixture
@@ -34,3 +35,8 @@ async def cast(home: Home, tmp_path: Path) -> AsyncIterator[Cast]:
                 if process.returncode is None:
                     process.kill()
                     await process.communicate()
+
+
+@pytest.fixture
+def session() -> Session:
+    return Session()

@@ -9,14 +9,17 @@ from collections.abc import Callable
 from types import ModuleType
 
 import pytest
-from tests.labapex_worker import test_session
+from tests.labapex_worker import test_session, test_session_leases, test_session_log
 
 from labapex_worker import session
 from labapex_worker.session import Session
 
 SOURCE = inspect.getsource(session)
 SENTENCES: list[Callable[[Session], None]] = [
-    getattr(test_session, name) for name in dir(test_session) if name.startswith("test_")
+    getattr(module, name)
+    for module in (test_session, test_session_leases, test_session_log)
+    for name in dir(module)
+    if name.startswith("test_")
 ]
 
 # method of the session -> mistake -> what stands there, what takes its place
