@@ -14,24 +14,22 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from labapex import executable, sandbox, sealing
-from labapex.errors import LabApexError, MalformedInput, SandboxUnavailable, Tampered
-from labapex.proof import merkle, statefile
+from labapex import executable, sealing
+from labapex.errors import LabApexError, MalformedInput
 from labapex.protocol.contract import Environment
 from labapex.protocol.frames import KeyRelease, KeyRequest, Refusal
 from labapex.protocol.manifest import Manifest
-from labapex.protocol.records import Console, Leaf
-from labapex_runner import host, samples, trainer
+from labapex.protocol.records import Console
+from labapex_runner import host, opening, samples, trainer
 from labapex_runner.batch import Batch
 from labapex_runner.bounds import Bounds
 from labapex_runner.channel import Channel
+from labapex_runner.child import Child, ending, fork
 from labapex_runner.console import Allowance, Stream
 from labapex_runner.events import Committed, Done, Event, EventReader, Failed, Iteration, Ready, Scalars
 from labapex_runner.log import Log
@@ -47,17 +45,6 @@ POLL_SECONDS = 0.1  # how soon the trainer's end is seen
 MAX_EARLY_OUTPUT = 64 << 10
 ON_DISK = "[labapex] code and data lie on this host's disk while the job runs, and not in its memory alone\n"
 MAX_LEFT_READS = 32  # more than a pipe can hold
-
-
-@dataclass(frozen=True)
-class Trainer:
-    """The forked process, and this side's descriptors of its pipes."""
-
-    pid: int
-    events: int
-    control: int
-    stdout: int
-    stderr: int
 
 
 def supervise(
@@ -76,34 +63,19 @@ def supervise(
         job
     ).manifest  # what is in it proves itself when the platform's keys open the sections
     host.harden()
-    parent = os.getpid()
-    pipes = [os.pipe() for _ in range(4)]
-    (events, events_in), (control_out, control), (stdout, stdout_in), (stderr, stderr_in) = pipes
-    pid = os.fork()
-    if pid == 0:
-        host.die_with_parent(parent)
-        os.setpgid(0, 0)
-        with Path(os.devnull).open("rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
-        os.dup2(stdout_in, 1)
-        os.dup2(stderr_in, 2)
-        for descriptor in (events, control, stdout, stderr, stdout_in, stderr_in):
-            os.close(descriptor)
-        # Made anew: the old objects were set up for another kind of file. A line is sent when it is printed.
-        sys.stdout = os.fdopen(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
-        sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)
-        return trainer.run(contract=manifest.contract, folder=folder, events=events_in, control=control_out, load=load)
-    for descriptor in (events_in, control_out, stdout_in, stderr_in):
-        os.close(descriptor)
-    for descriptor in (events, stdout, stderr):
-        os.set_blocking(descriptor, False)
-    child = Trainer(pid, events, control, stdout, stderr)
+    child = fork(
+        lambda events, control: trainer.run(
+            contract=manifest.contract, folder=folder, events=events, control=control, load=load
+        )
+    )
+    if isinstance(child, int):
+        return child
     return Supervisor(job, manifest, folder, Channel(agent), child, memory_events).run()
 
 
 class Supervisor:
     def __init__(
-        self, job: Path, manifest: Manifest, folder: Path, channel: Channel, child: Trainer, events: Path | None = None
+        self, job: Path, manifest: Manifest, folder: Path, channel: Channel, child: Child, events: Path | None = None
     ) -> None:
         self._job, self._manifest, self._folder = job, manifest, folder
         self._contract = manifest.contract
@@ -139,7 +111,7 @@ class Supervisor:
                 self._tick(time.monotonic())
             return self._status
         finally:
-            self._kill()
+            self._child.kill()
 
     # -- waiting -------------------------------------------------------------------------------------------------------
 
@@ -186,7 +158,7 @@ class Supervisor:
         except MalformedInput as error:
             self._open.discard(self._child.events)
             self._failure = self._failure or f"the script broke the recording: {error}\n"
-            self._kill()
+            self._child.kill()
 
     def _take(self, event: Event, now: float) -> None:
         if isinstance(event, Ready):
@@ -279,22 +251,14 @@ class Supervisor:
         try:
             keys = sealing.open_release(self._hpke_private, manifest=self._manifest, sealed=release.sealed)
             self._hpke_private = b""
-            executable.unpack(self._job, self._manifest, keys.content_key, self._folder / "work")
-            if self._contract.after is not None:
-                _check_state(
-                    self._folder / "states" / f"{self._contract.after.index}.safetensors", self._contract.after
-                )
-            if self._contract.keep_every > 1:  # states are made anew from these: the script may write into its own
-                executable.unpack(self._job, self._manifest, keys.content_key, self._folder / "pristine")
+            opening.open_job(self._job, self._manifest, keys.content_key, self._folder)
         except LabApexError as error:
             self._give_up(f"this job cannot be opened: {error}")
             return
         self._log = Log(self._contract.lease, keys.run_key, self._step)
         self._log.connected()
         self._meter = samples.meter(self._request.environment, self._contract.threads, self._child.pid)
-        try:
-            os.write(self._child.control, trainer.GO)
-        except BrokenPipeError:
+        if not self._child.go():
             self._failure = "the trainer ended before it could begin\n"
         self._take_output(self._child.stderr, self._early, now)
         if not (self._folder / "work").is_mount():
@@ -346,19 +310,15 @@ class Supervisor:
         if self._done or self._failure is not None or (reason := self._bounds.exceeded(now)) is None:
             return
         self._failure = reason
-        try:
-            sandbox.kill_group(self._child.pid)
-        except SandboxUnavailable as error:
-            print(f"error: {error}", file=sys.stderr)  # the sandbox's own end takes them along
+        self._child.kill_all()
 
     # -- the trainer's end ---------------------------------------------------------------------------------------------
 
     def _watch(self, now: float) -> None:
         """See whether the trainer has ended, and why."""
-        pid, status = os.waitpid(self._child.pid, os.WNOHANG)
-        if pid == 0:
+        if (status := self._child.ended()) is None:
             if self._kill_at is not None and now >= self._kill_at:
-                self._kill()
+                self._child.kill()
             return
         self._ended = True
         for descriptor in list(self._open):  # what it left behind; a process of its own may still hold the other end
@@ -370,7 +330,7 @@ class Supervisor:
             self._print(stream.close(now), now)
         if notice := self._series.notice():
             self._print([Console(stream="stderr", text=notice)], now)
-        self._kill()
+        self._child.kill()
         if self._log is None:
             sys.stderr.write(self._early.decode(errors="replace") + (self._failure or ""))
             self._give_up("this host's Python environment cannot train; see above", NO_ENVIRONMENT)
@@ -379,7 +339,7 @@ class Supervisor:
         else:
             if os.WIFSIGNALED(status):
                 self._failure = self._failure or self._bounds.killed()
-            reason = self._failure or f"the script {_ending(status)} before training was complete\n"
+            reason = self._failure or f"the script {ending(status)} before training was complete\n"
             if self._failure is not None or not os.WIFSIGNALED(status):
                 self._batch.failure(reason, now)  # by this the platform tells a script's error from a host's
             self._failure = reason
@@ -393,28 +353,3 @@ class Supervisor:
     def _give_up(self, reason: str, status: int = REFUSED) -> None:
         print(f"error: {reason}", file=sys.stderr)
         self._status = status
-
-    def _kill(self) -> None:
-        """End the trainer and what it started, without waiting."""
-        try:
-            os.killpg(self._child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-
-
-def _check_state(path: Path, after: Leaf) -> None:
-    """Raise `Tampered` where the state with which a run goes on is not the one that another host had committed to."""
-    try:
-        with path.open("rb") as file:
-            found = merkle.root_of_hashes(statefile.tree(file)).hex()
-    except (OSError, MalformedInput) as error:
-        raise Tampered(f"the state of leaf {after.index}, to go on from, cannot be read: {error}") from None
-    if found != after.state:
-        raise Tampered(f"the state of leaf {after.index}, to go on from, is not the one that was committed to")
-
-
-def _ending(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
-        return f"was killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
-    return f"ended with status {os.waitstatus_to_exitcode(status)}"
