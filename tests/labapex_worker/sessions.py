@@ -10,7 +10,8 @@ from labapex.protocol.frames import (
     Greeting,
 )
 from labapex_worker.effects import Effect, Send, SendFrames
-from labapex_worker.session import WINDOW, Session
+from labapex_worker.session import Session
+from labapex_worker.work import WINDOW
 
 BEATS = 1000.0  # seconds between heartbeats, so that none of them is among what a tick sends again
 

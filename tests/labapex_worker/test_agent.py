@@ -38,8 +38,8 @@ from labapex.protocol.packing import pack
 from labapex_worker import effects
 from labapex_worker.agent import Agent, Errand, ToExecutable, ToPlatform
 from labapex_worker.phases import Phase
-from labapex_worker.session import WINDOW
 from labapex_worker.spool import Spool
+from labapex_worker.work import WINDOW
 
 LOG = (Open, Data, Fin, Welcome, Ack, Nack, FinAck)
 LATE = (Data, Fin, Ack, Nack, FinAck)  # a `Welcome` that is overtaken would tell of a platform that lost frames

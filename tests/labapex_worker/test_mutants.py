@@ -11,10 +11,10 @@ from types import ModuleType
 import pytest
 from tests.labapex_worker import test_session, test_session_leases, test_session_log
 
-from labapex_worker import session
+from labapex_worker import session, work
 from labapex_worker.session import Session
 
-SOURCE = inspect.getsource(session)
+SOURCES = {module: inspect.getsource(module) for module in (session, work)}
 SENTENCES: list[Callable[[Session], None]] = [
     getattr(module, name)
     for module in (test_session, test_session_leases, test_session_log)
@@ -24,10 +24,6 @@ SENTENCES: list[Callable[[Session], None]] = [
 
 # method of the session -> mistake -> what stands there, what takes its place
 MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
-    "busy": {
-        "a process that still runs is forgotten": ("self.alive or ", ""),
-        "a lease that has no process yet is forgotten": (" or self.phase in TRAINS", ""),
-    },
     "longest_pause": {
         "it is a single heartbeat": ("PAUSE_HEARTBEATS * ", ""),
         "it is none before the first greeting": (" or math.inf", ""),
@@ -50,19 +46,14 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "a lease that the platform does not know is kept": ("if work.lease not in known:", "if False:"),
         "keys are not asked for again": ("effects.append(Send(work.key_request))", "pass"),
         "keys that came are asked for again": (" and work.key_release is None", ""),
-        "no log goes on": ("effects += self._resume(work)", "pass"),
+        "no log goes on": ("effects += work.resume(self._greeted)", "pass"),
         "no work is asked for": (" + self._ask()", ""),
     },
     "tick": {
         "it speaks before the greeting": ("if not self._greeted:", "if False:"),
         "a heartbeat with each tick": ("self._heartbeat_at = now + self._heartbeat_seconds", "pass"),
         "a heartbeat keeps a failed lease": (" if work.phase is not Phase.FAILED", ""),
-        "nothing is ever asked again": ("effects += self._resume(work)", "pass"),
-        "all is asked again at once": ("elif now - work.moved_at >= RETRY_SECONDS:", "else:"),
-        "it is asked though nothing is missing": (" or not waits:", ":"),
-        "a missing answer to the end is not seen": (" or work.ended", ""),
-        "a missing acknowledgement is not seen": (" or work.cursor > work.base", ""),
-        "a missing welcome is not seen": ("not work.synced or ", ""),
+        "nothing is ever asked again": ("effects += work.resume(self._greeted)", "pass"),
     },
     "hold": {
         "the same reason is said each time": ("if reason == self.held:", "if False:"),
@@ -94,7 +85,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "give_back": {"what has finished is given back": ("if work.phase in TRAINS", "")},
     "refusal": {
         "a log that is refused is sent on": ("work.drains = False", "pass"),
-        "a failure that waited for the log is never said": ("effects += self._flush(work)", "pass"),
+        "a failure that waited for the log is never said": ("effects += work.flush(self._greeted)", "pass"),
         "a lease whose log is closed fails": ("not in (Phase.CLOSED, Phase.RELEASED)", "is not Phase.RELEASED"),
         "a fatal one leaves the line as it is": ("if message.fatal:", "if False:"),
     },
@@ -160,7 +151,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
             "[Move(lease, Phase.FAILED, work.reason), Kill(lease)",
             "[Kill(lease), Move(lease, Phase.FAILED, work.reason)",
         ),
-        "it is not said": ("*self._flush(work), ", ""),
+        "it is not said": ("*work.flush(self._greeted), ", ""),
     },
     "discarded": {
         "the lease stays": ("self.works.pop(lease, None)", "pass"),
@@ -173,39 +164,23 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "spooled": {
         "frames are not counted": ("work.end = end", "pass"),
-        "frames are not sent": ("self._flush(work)", "[]"),
+        "frames are not sent": ("work.flush(self._greeted)", "[]"),
     },
     "finished": {
         "the end is lost": ("work.fin = fin", "pass"),
         "it is not remembered": ("effects.append(Move(work.lease, Phase.FINISHED))", "pass"),
         "the lease still counts as running": ("work.phase = Phase.FINISHED", "pass"),
-        "the last readings are lost": ("effects += self._report(work)", "pass"),
-        "the end is not sent": (" + self._flush(work)", ""),
+        "the last readings are lost": ("effects += work.report(self._greeted)", "pass"),
+        "the end is not sent": (" + work.flush(self._greeted)", ""),
         "a failed lease finishes": ("if work.phase in (Phase.STARTING, Phase.RUNNING):", "if True:"),
     },
-    "welcomed": {
-        "no frame may follow": ("= True, False, -1, now", "= False, False, -1, now"),
-        "an end that it does not have counts as sent": ("= True, False, -1, now", "= True, work.ended, -1, now"),
-        "a gap that was filled before is not filled again": ("= True, False, -1, now", "= True, False, work.nacked, now"),
-        "an older one takes acknowledgements back": ("max(work.base, base)", "base"),
-        "frames that were sent are not sent again": ("work.cursor = work.base", "pass"),
-        "a frame is left out": ("work.cursor = work.base", "work.cursor = work.base + 1"),
-        "no frame follows": ("self._flush(work)", "[]"),
-    },
+    "welcomed": {"no frame follows": ("work.flush(self._greeted)", "[]")},
     "acknowledged": {
         "an older one takes acknowledgements back": (" or base <= work.base", ""),
-        "a gap that was filled before is not filled again": ("= base, -1, now", "= base, work.nacked, now"),
-        "it is no progress": ("= base, -1, now", "= base, -1, work.moved_at"),
-        "what the platform holds is sent": ("work.cursor = max(work.cursor, base)", "pass"),
-        "what is on its way is sent again": ("max(work.cursor, base)", "base"),
-        "the window does not move": ("self._flush(work)", "[]"),
+        "the window does not move": ("work.flush(self._greeted)", "[]"),
     },
     "nacked": {
-        "a gap in what the platform holds": ("work.base <= ", ""),
-        "a gap in what was not sent": (" < work.cursor", ""),
-        "each complaint is answered": ("if work.nacked == message.expected:", "if False:"),
-        "no complaint is answered": ("self._flush(work)", "[]"),
-        "a frame is left out": ("self._flush(work)", "[SendFrames(work.lease, work.cursor + 1, work.end)]"),
+        "no complaint is answered": ("work.flush(self._greeted)", "[]"),
     },
     "finacked": {
         "a lease is closed in any phase": (" or work.phase is not Phase.FINISHED", ""),
@@ -222,47 +197,83 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
         "the room is not said": (", room=self.room", ""),
         "the hours are not said": (", hours=self.hours", ""),
     },
-    "_open": {
-        "what a failed lease logged is not sent": ("return work.drains and work.base < work.end", "return False"),
-        "a failed lease waits for ever": (" and work.base < work.end", ""),
-        "an empty log has no end": (" or work.fin is not None", ""),
-        "a log is opened before there is one": (" and (work.end > 0 or work.fin is not None)", ""),
+}  # fmt: skip
+
+# the same of a lease's work
+OF_WORK: dict[str, dict[str, tuple[str, str]]] = {
+    "busy": {
+        "a process that still runs is forgotten": ("self.alive or ", ""),
+        "a lease that has no process yet is forgotten": (" or self.phase in TRAINS", ""),
     },
-    "_report": {
-        "readings are sent twice": (", work.observations = tuple(work.observations), []", " = tuple(work.observations)"),
-        "readings are sent without a line": ("not self._greeted or ", ""),
+    "open": {
+        "what a failed lease logged is not sent": ("return self.drains and self.base < self.end", "return False"),
+        "a failed lease waits for ever": (" and self.base < self.end", ""),
+        "an empty log has no end": (" or self.fin is not None", ""),
+        "a log is opened before there is one": (" and (self.end > 0 or self.fin is not None)", ""),
     },
-    "_resume": {
-        "frames follow before it has answered": ("work.synced = work.asked", "work.asked"),
-        "it is not asked": ("work.synced = work.asked", "work.synced"),
+    "welcomed": {
+        "no frame may follow": ("= True, False, -1, now", "= False, False, -1, now"),
+        "an end that it does not have counts as sent": ("= True, False, -1, now", "= True, self.ended, -1, now"),
+        "a gap that was filled before is not filled again": ("= True, False, -1, now", "= True, False, self.nacked, now"),
+        "an older one takes acknowledgements back": ("max(self.base, base)", "base"),
+        "frames that were sent are not sent again": ("self.cursor = self.base", "pass"),
+        "a frame is left out": ("self.cursor = self.base", "self.cursor = self.base + 1"),
     },
-    "_flush": {
-        "the log is sent without a line": ("if not self._greeted:", "if False:"),
-        "it is asked with each frame": (" and not work.asked", ""),
-        "it is never asked": ("effects.append(Send(Open(lease=work.lease)))", "pass"),
-        "frames are sent before it has answered": ("if self._open(work) and work.synced:", "if self._open(work):"),
-        "there is no window": ("min(work.end, work.base + WINDOW)", "work.end"),
-        "the window begins behind what was sent": ("work.base + WINDOW", "work.cursor + WINDOW"),
-        "the window is one frame too wide": ("work.base + WINDOW", "work.base + WINDOW + 1"),
-        "frames are sent twice": ("work.cursor = stop", "pass"),
-        "the first frame is left out": ("work.cursor, stop)", "work.cursor + 1, stop)"),
-        "the last frame is left out": ("work.cursor, stop)", "work.cursor, stop - 1)"),
-        "what is on its way is sent again": ("work.cursor, stop)", "work.base, stop)"),
-        "the end overtakes the frames": ("work.base == work.end", "work.cursor == work.end"),
-        "the end is sent each time": (" and not work.ended", ""),
-        "the end is never sent": ("effects.append(Send(work.fin))", "pass"),
-        "a failure overtakes the log": ("not self._open(work) and not work.reported", "not work.reported"),
-        "a failure is said each time": (" and not work.reported", ""),
-        "a failure is said without its reason": ("reason=work.reason", 'reason=""'),
+    "acknowledged": {
+        "a gap that was filled before is not filled again": ("= base, -1, now", "= base, self.nacked, now"),
+        "it is no progress": ("= base, -1, now", "= base, -1, self.moved_at"),
+        "what the platform holds is sent": ("self.cursor = max(self.cursor, base)", "pass"),
+        "what is on its way is sent again": ("max(self.cursor, base)", "base"),
+    },
+    "go_back": {
+        "a gap in what the platform holds": ("self.base <= ", ""),
+        "a gap in what was not sent": (" < self.cursor", ""),
+        "each complaint is answered": (" or self.nacked == expected", ""),
+        "a frame is left out": ("self.cursor = self.nacked = expected", "self.nacked, self.cursor = expected, expected + 1"),
+    },
+    "overdue": {
+        "all is asked again at once": ("now - self.moved_at >= RETRY_SECONDS", "True"),
+        "it is asked though nothing is missing": (" or not waits:", ":"),
+        "a missing answer to the end is not seen": (" or self.ended", ""),
+        "a missing acknowledgement is not seen": (" or self.cursor > self.base", ""),
+        "a missing welcome is not seen": ("not self.synced or ", ""),
+        "the time is not taken": ("self.moved_at = now", "pass"),
+    },
+    "report": {
+        "readings are sent twice": (", self.observations = tuple(self.observations), []", " = tuple(self.observations)"),
+        "readings are sent without a line": ("not line or ", ""),
+    },
+    "resume": {
+        "frames follow before it has answered": ("self.synced = self.asked", "self.asked"),
+        "it is not asked": ("self.synced = self.asked", "self.synced"),
+    },
+    "flush": {
+        "the log is sent without a line": ("if not line:", "if False:"),
+        "it is asked with each frame": (" and not self.asked", ""),
+        "it is never asked": ("effects.append(Send(Open(lease=self.lease)))", "pass"),
+        "frames are sent before it has answered": ("if self.open and self.synced:", "if self.open:"),
+        "there is no window": ("min(self.end, self.base + WINDOW)", "self.end"),
+        "the window begins behind what was sent": ("self.base + WINDOW", "self.cursor + WINDOW"),
+        "the window is one frame too wide": ("self.base + WINDOW", "self.base + WINDOW + 1"),
+        "frames are sent twice": ("self.cursor = stop", "pass"),
+        "the first frame is left out": ("self.cursor, stop)", "self.cursor + 1, stop)"),
+        "the last frame is left out": ("self.cursor, stop)", "self.cursor, stop - 1)"),
+        "what is on its way is sent again": ("self.cursor, stop)", "self.base, stop)"),
+        "the end overtakes the frames": ("self.base == self.end", "self.cursor == self.end"),
+        "the end is sent each time": (" and not self.ended", ""),
+        "the end is never sent": ("effects.append(Send(self.fin))", "pass"),
+        "a failure overtakes the log": ("not self.open and not self.reported", "not self.reported"),
+        "a failure is said each time": (" and not self.reported", ""),
+        "a failure is said without its reason": ("reason=self.reason", 'reason=""'),
     },
 }  # fmt: skip
 
 
-def mutated(method: str, old: str, new: str) -> ModuleType:
-    before, start, rest = SOURCE.partition(f"def {method}(")
+def mutated(of: ModuleType, method: str, old: str, new: str) -> ModuleType:
+    before, start, rest = SOURCES[of].partition(f"def {method}(")
     body, end, after = rest.partition("\n\n")
     assert body.count(old) == 1, f"{method} has changed: so must its mutant"
-    module = ModuleType(session.__name__)
+    module = ModuleType(of.__name__)
     exec(f"{before}{start}{body.replace(old, new)}{end}{after}", module.__dict__)
     return module
 
@@ -275,12 +286,23 @@ def holds(sentence: Callable[[Session], None], of: Session) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    ("method", "mistake"), [(method, mistake) for method, mistakes in MUTANTS.items() for mistake in mistakes]
-)
+def noticed(of: ModuleType) -> bool:
+    return not all(holds(sentence, of.Session()) for sentence in SENTENCES)
+
+
+def all_of(mutants: dict[str, dict[str, tuple[str, str]]]) -> list[tuple[str, str]]:
+    return [(method, mistake) for method, mistakes in mutants.items() for mistake in mistakes]
+
+
+@pytest.mark.parametrize(("method", "mistake"), all_of(MUTANTS))
 def test_a_mistake_in_the_session_is_noticed(method: str, mistake: str) -> None:
-    module = mutated(method, *MUTANTS[method][mistake])
-    assert not all(holds(sentence, module.Session()) for sentence in SENTENCES), "no sentence notices it"
+    assert noticed(mutated(session, method, *MUTANTS[method][mistake])), "no sentence notices it"
+
+
+@pytest.mark.parametrize(("method", "mistake"), all_of(OF_WORK))
+def test_a_mistake_in_a_leases_work_is_noticed(monkeypatch: pytest.MonkeyPatch, method: str, mistake: str) -> None:
+    monkeypatch.setattr(session, "Work", mutated(work, method, *OF_WORK[method][mistake]).Work)
+    assert noticed(session), "no sentence notices it"
 
 
 def test_without_a_mistake_every_sentence_holds() -> None:

@@ -13,7 +13,8 @@ from labapex.protocol.frames import (
 from labapex_worker import effects
 from labapex_worker.effects import Send, SendFrames
 from labapex_worker.phases import Phase
-from labapex_worker.session import RETRY_SECONDS, WINDOW, Session
+from labapex_worker.session import Session
+from labapex_worker.work import RETRY_SECONDS, WINDOW
 
 
 def test_frames_go_out_in_a_window_each_once(session: Session) -> None:

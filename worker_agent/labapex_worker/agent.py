@@ -48,8 +48,9 @@ from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex_worker import effects
 from labapex_worker.phases import Phase
-from labapex_worker.session import Session, Work
+from labapex_worker.session import Session
 from labapex_worker.spool import Forked, Lease, Spool, Taken
+from labapex_worker.work import Work
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ Of a lease:
        \\__________\\_________\\____\\____\\______-> failed -^
                                 \\____\\______-> stopped -^
 
-Its log goes out in a window: `Open` asks how much the platform holds, frames follow from there, at most `WINDOW` ahead
-of what is acknowledged. Where nothing moves for `RETRY_SECONDS`, `Open` asks again: that mends any loss.
+How its log goes out is the matter of `work`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from uuid import UUID
 from labapex.protocol.devices import Observation
 from labapex.protocol.frames import (
     MAX_OBSERVATIONS,
-    Failed,
     Fin,
     Grant,
     Greeting,
@@ -33,8 +31,6 @@ from labapex.protocol.frames import (
     KeyRequest,
     Nack,
     Nonce,
-    Observed,
-    Open,
     OpenChunks,
     OpenStates,
     Paused,
@@ -62,50 +58,17 @@ from labapex_worker.effects import (
     Move,
     SayHello,
     Send,
-    SendFrames,
     Start,
     Tell,
     Upload,
     UploadChunks,
 )
 from labapex_worker.phases import Phase
+from labapex_worker.work import TRAINS, Work
 
-TRAINS = (Phase.GRANTED, Phase.STARTING, Phase.RUNNING)
 OVER = (Phase.CLOSED, Phase.STOPPED)  # nothing more is sent of its log
-WINDOW = 32  # frames on their way
-RETRY_SECONDS = 5.0
 PAUSE_HEARTBEATS = 3  # between two connections at most: a platform that was away is to hear of its leases in time
 OBSERVATIONS_AT_ONCE = 10
-
-
-@dataclass
-class Work:
-    """What the session knows of one lease."""
-
-    lease: UUID
-    phase: Phase
-    reason: str = ""
-    declined: bool = False  # for lack of room; a daemon that is killed before it has said so calls it a failure
-    alive: bool = False  # a process of it may still run
-    key_request: KeyRequest | None = None
-    key_release: KeyRelease | None = None
-    base: int = 0  # frames that the platform holds
-    end: int = 0  # frames that are spooled
-    fin: Fin | None = None
-    drains: bool = True  # False: the platform takes no more of its log
-    observations: list[Observation] = field(default_factory=list)  # not sent yet; the oldest go where no line is
-    # Of this connection:
-    cursor: int = 0  # next frame to send
-    synced: bool = False  # the platform said what it holds
-    asked: bool = False  # `Open` sent
-    nacked: int = -1  # the last gap that was filled, so that a burst of complaints is answered once
-    ended: bool = False  # `Fin` sent
-    reported: bool = False  # `Failed` sent
-    moved_at: float | None = None  # when its log last made progress
-
-    @property
-    def busy(self) -> bool:
-        return self.alive or self.phase in TRAINS
 
 
 @dataclass
@@ -171,7 +134,7 @@ class Session:
                 continue
             if work.key_request is not None and work.key_release is None:
                 effects.append(Send(work.key_request))
-            effects += self._resume(work)
+            effects += work.resume(self._greeted)
         return effects + self._ask()
 
     def tick(self, now: float) -> list[Effect]:
@@ -184,13 +147,8 @@ class Session:
             leases = tuple(work.lease for work in self._live() if work.phase is not Phase.FAILED)
             effects.append(Send(Heartbeat(leases=leases)))
         for work in self._live():
-            waits = not work.synced or work.cursor > work.base or work.ended
-            if not self._open(work) or not waits:
-                work.moved_at = None
-            elif work.moved_at is None:
-                work.moved_at = now
-            elif now - work.moved_at >= RETRY_SECONDS:
-                effects += self._resume(work)
+            if work.overdue(now):
+                effects += work.resume(self._greeted)
         return effects
 
     # -- the owner -----------------------------------------------------------------------------------------------------
@@ -220,7 +178,7 @@ class Session:
         if work is not None and work.phase not in (*OVER, Phase.RELEASED):
             work.drains = False
             effects += self.failed(work.lease, f"the platform refused: {message.message} ({message.code})")
-            effects += self._flush(work)
+            effects += work.flush(self._greeted)
         if message.fatal:
             effects.append(HangUp(f"the platform refused: {message.message} ({message.code})"))
         return effects
@@ -298,7 +256,7 @@ class Session:
         work.alive = True
         if work.phase is Phase.STARTING:
             work.phase = Phase.RUNNING
-            return [Move(lease, Phase.RUNNING), *self._flush(work)]
+            return [Move(lease, Phase.RUNNING), *work.flush(self._greeted)]
         return [] if work.phase in (Phase.RUNNING, Phase.FINISHED, Phase.CLOSED) else [Kill(lease)]
 
     def exited(self, lease: UUID, how: str) -> list[Effect]:
@@ -319,14 +277,14 @@ class Session:
         if work is None or work.phase is not Phase.RUNNING:
             return []
         work.observations = [*work.observations, reading][-MAX_OBSERVATIONS:]
-        return self._report(work) if len(work.observations) >= OBSERVATIONS_AT_ONCE else []
+        return work.report(self._greeted) if len(work.observations) >= OBSERVATIONS_AT_ONCE else []
 
     def failed(self, lease: UUID, reason: str) -> list[Effect]:
         work = self.works.get(lease)
         if work is None or work.phase in (Phase.FAILED, Phase.RELEASED):
             return []
         work.phase, work.reason = Phase.FAILED, reason[:2000]
-        return [Move(lease, Phase.FAILED, work.reason), Kill(lease), *self._flush(work), *self._ask()]
+        return [Move(lease, Phase.FAILED, work.reason), Kill(lease), *work.flush(self._greeted), *self._ask()]
 
     def declined(self, lease: UUID, reason: str) -> list[Effect]:
         """The host has not the room that the job asks for, and nothing was started."""
@@ -353,7 +311,7 @@ class Session:
         """The log now has `end` frames."""
         work = self.works[lease]
         work.end = end
-        return self._flush(work)
+        return work.flush(self._greeted)
 
     def finished(self, fin: Fin) -> list[Effect]:
         """The log is complete on this host."""
@@ -363,36 +321,30 @@ class Session:
         if work.phase in (Phase.STARTING, Phase.RUNNING):
             work.phase = Phase.FINISHED
             effects.append(Move(work.lease, Phase.FINISHED))
-            effects += self._report(work)
-        return effects + self._flush(work)
+            effects += work.report(self._greeted)
+        return effects + work.flush(self._greeted)
 
     def welcomed(self, lease: UUID, base: int, now: float) -> list[Effect]:
         """The platform holds `base` frames, whose hash was compared."""
         work = self.works.get(lease)
-        if work is None or not self._open(work):
+        if work is None or not work.open:
             return []
-        work.synced, work.ended, work.nacked, work.moved_at = True, False, -1, now
-        work.base = max(work.base, base)
-        work.cursor = work.base
-        return self._flush(work)
+        work.welcomed(base, now)
+        return work.flush(self._greeted)
 
     def acknowledged(self, lease: UUID, base: int, now: float) -> list[Effect]:
         work = self.works.get(lease)
         if work is None or base <= work.base:
             return []
-        work.base, work.nacked, work.moved_at = base, -1, now
-        work.cursor = max(work.cursor, base)
-        return self._flush(work)
+        work.acknowledged(base, now)
+        return work.flush(self._greeted)
 
     def nacked(self, message: Nack) -> list[Effect]:
         """A gap at the platform: send again from there."""
         work = self.works.get(message.lease)
-        if work is None or not work.base <= message.expected < work.cursor:
+        if work is None or not work.go_back(message.expected):
             return []
-        if work.nacked == message.expected:
-            return []
-        work.cursor = work.nacked = message.expected
-        return self._flush(work)
+        return work.flush(self._greeted)
 
     def finacked(self, lease: UUID) -> list[Effect]:
         work = self.works.get(lease)
@@ -420,43 +372,3 @@ class Session:
             return []
         self._asked = True
         return [Send(Ready(price_per_hour=self.price, room=self.room, hours=self.hours))]
-
-    @staticmethod
-    def _open(work: Work) -> bool:
-        """Whether there is something of its log to send or to wait for."""
-        if work.phase is Phase.FAILED:
-            return work.drains and work.base < work.end
-        return work.phase in (Phase.RUNNING, Phase.FINISHED) and (work.end > 0 or work.fin is not None)
-
-    def _report(self, work: Work) -> list[Effect]:
-        if not self._greeted or not work.observations:
-            return []
-        readings, work.observations = tuple(work.observations), []
-        return [Send(Observed(lease=work.lease, readings=readings))]
-
-    def _resume(self, work: Work) -> list[Effect]:
-        """Ask the platform anew what it holds of a log."""
-        work.synced = work.asked = False
-        work.moved_at = None
-        return self._flush(work)
-
-    def _flush(self, work: Work) -> list[Effect]:
-        """What can be sent now of a lease's log, or of its failure."""
-        if not self._greeted:
-            return []
-        effects: list[Effect] = []
-        if self._open(work) and not work.synced and not work.asked:
-            work.asked = True
-            effects.append(Send(Open(lease=work.lease)))
-        if self._open(work) and work.synced:
-            stop = min(work.end, work.base + WINDOW)
-            if work.cursor < stop:
-                effects.append(SendFrames(work.lease, work.cursor, stop))
-                work.cursor = stop
-            if work.phase is Phase.FINISHED and work.fin is not None and work.base == work.end and not work.ended:
-                work.ended = True
-                effects.append(Send(work.fin))
-        if work.phase is Phase.FAILED and not self._open(work) and not work.reported:
-            work.reported = True
-            effects.append(Send(Failed(lease=work.lease, reason=work.reason, declined=work.declined)))
-        return effects
