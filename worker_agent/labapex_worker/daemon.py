@@ -21,15 +21,28 @@ from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
-from labapex import nvml
-from labapex.errors import LabApexError, MalformedInput, UsageError
-from labapex_worker import cgroups, devices, effects, executables, journal, logs, metrics, packages, room, transfers
+from labapex.errors import MalformedInput, UsageError
+from labapex.protocol.devices import Observation
+from labapex_worker import (
+    cgroups,
+    devices,
+    effects,
+    executables,
+    journal,
+    logs,
+    metrics,
+    observer,
+    packages,
+    room,
+    transfers,
+)
 from labapex_worker.agent import Agent, Errand, ToExecutable, ToPlatform
 from labapex_worker.config import Home
 from labapex_worker.connection import Connection
 from labapex_worker.control import Control, Question
 from labapex_worker.executables import Executables
 from labapex_worker.identity import Identity
+from labapex_worker.leases import Leases
 from labapex_worker.limits import Go, Pause, in_utc
 from labapex_worker.owner import Owner
 from labapex_worker.phases import Phase
@@ -46,7 +59,6 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 LIMITS_SECONDS = 5.0  # how often the host is held against its owner's limits
-OBSERVE_SECONDS = 1.0
 FULL_SECONDS = 2.0  # between two tries to go on with a disk that is full
 TRUST_SECONDS = 3600.0  # after which the platform is asked again whose signatures count
 DISTRUST_SECONDS = 30.0  # likewise, while nothing of the platform could be started
@@ -83,6 +95,17 @@ class Daemon:
             broken=self._failed,
         )
         self._showing = Showing(self._http, home, self._owner, self._tasks, self._failed)
+        self._leases = Leases(
+            home,
+            self._owner,
+            self._http,
+            self._keeper,
+            self._executables,
+            self._agent,
+            do=self._do,
+            room_changed=lambda: self._heed(self._decide()),
+            gone=self._gone,
+        )
         self._trials = Trials(home, self._owner, self._tasks, self._connection.send)
         self._control = Control(home.control, self._answer)
         self._page = metrics.Page(self._status)
@@ -120,7 +143,9 @@ class Daemon:
             self._tasks.spawn(self._connection.run())
             self._tasks.spawn(self._watch())
             self._tasks.spawn(self._watch_limits())
-            self._tasks.spawn(self._observe())
+            self._tasks.spawn(
+                observer.observe(lambda: self._devices, self._executables.alive, seen=self._seen, lost=self._lost)
+            )
             self._tasks.spawn(self._believe())
             await self._stop.wait()
         finally:
@@ -176,7 +201,7 @@ class Daemon:
                     await self._executables.meet(lease.id)
                     self._do(self._agent.started(lease.id))
                 case journal.NeverStarted() if lease.phase is Phase.STARTING:
-                    self._tasks.spawn(self._start(lease), lease.id)
+                    self._tasks.spawn(self._leases.start(lease), lease.id)
                 case journal.Ended() as ended:
                     self._do(self._agent.exited(lease.id, self._executables.how(lease.id, ended)))
                 case journal.NeverStarted():
@@ -279,15 +304,17 @@ class Daemon:
                     self._no_more_if_once()
                     row = self._row(lease)
                     logs.JOBS[lease] = row.grant.job
-                    self._tasks.spawn(self._fetch(row), lease)
+                    self._tasks.spawn(self._leases.fetch(row), lease)
                 case effects.Start(lease):
-                    self._tasks.spawn(self._start(self._row(lease)), lease)
+                    self._tasks.spawn(self._leases.start(self._row(lease)), lease)
                 case effects.Kill(lease):
-                    self._tasks.spawn(self._kill(lease), lease)
+                    self._tasks.spawn(self._leases.kill(lease), lease)
                 case effects.UploadChunks(lease) | effects.Upload(lease):
                     self._showing.show(self._row(lease), errand)
                 case effects.Discard(lease, reason):
-                    self._discard(lease, reason)
+                    log.info("lease %s: over (%s)", lease, reason)
+                    self._tasks.cancel(lease)
+                    self._tasks.spawn(self._leases.remove(lease))
                 case effects.Measure(asked):
                     self._trials.heed(asked)
                 case effects.Decline(trial, reason):
@@ -295,58 +322,9 @@ class Daemon:
                 case effects.HangUp(reason):
                     self._connection.hang_up(reason)
 
-    async def _fetch(self, lease: Lease) -> None:
-        log.info(
-            "lease %s: fetching job %s '%s', %d bytes", lease.id, lease.grant.job, lease.grant.name, lease.grant.size
-        )
-        try:
-            folder = Folder(self._home.lease(lease.id))
-            await transfers.fetch(self._http, lease.grant, folder, self._owner.config, self._keeper)
-        except (LabApexError, OSError) as error:
-            self._mind_room(error)
-            why = f"the executable could not be fetched: {error}"
-            if isinstance(error, transfers.NoRoom):
-                self._do(self._agent.declined(lease.id, why))
-            else:
-                self._failed(lease.id, why)
-            return
-        try:
-            await packages.prepare(self._http, lease.grant, folder, self._home, self._owner.config)
-        except (LabApexError, OSError) as error:
-            self._mind_room(error)
-            self._failed(lease.id, f"the job's packages could not be made ready: {error}")
-        else:
-            self._do(self._agent.fetched(lease.id))
-
-    def _mind_room(self, error: Exception) -> None:
-        if isinstance(error, transfers.NoRoom):
-            self._owner.need(error.needed)
-            self._heed(self._decide())
-
-    async def _start(self, lease: Lease) -> None:
-        try:
-            await self._executables.start(lease)
-        except room.Lacking as error:
-            self._heed(self._decide())  # tells what room there is
-            self._do(self._agent.declined(lease.id, str(error)))
-        except (LabApexError, OSError) as error:
-            self._failed(lease.id, f"the executable could not be started: {error}")
-        else:
-            self._do(self._agent.started(lease.id))
-
-    async def _kill(self, lease: UUID) -> None:
-        await asyncio.to_thread(executables.kill, Folder(self._home.lease(lease)))
-
-    def _discard(self, lease: UUID, reason: str) -> None:
-        log.info("lease %s: over (%s)", lease, reason)
-        self._tasks.cancel(lease)
-        self._tasks.spawn(self._remove(lease))
-
-    async def _remove(self, lease: UUID) -> None:
-        await self._executables.remove(lease)
+    def _gone(self, lease: UUID) -> None:
+        """Nothing of a lease is left on this host."""
         self._showing.forget(lease)
-        self._do(self._agent.discarded(lease))
-        log.info("lease %s: deleted", lease)
         logs.JOBS.pop(lease, None)
         if self._once:
             self._stop.set()
@@ -368,24 +346,13 @@ class Daemon:
                 self._do(self._agent.exited(lease, self._executables.how(lease, ended)))
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _observe(self) -> None:
-        """What the jobs' GPU does, seen from outside of their sandboxes; a GPU that is lost ends them."""
-        while True:
-            jobs = self._executables.alive()
-            gpu = next((device for device in self._devices if device.kind == "cuda" and device.usable), None)
-            if jobs and gpu is not None:
-                try:
-                    seen = await asyncio.to_thread(devices.observe, gpu, jobs)
-                except nvml.GpuLost as problem:
-                    log.error("%s: %s", gpu, problem)
-                    self._do(self._agent.give_back(f"{gpu}: {problem}"))
-                    self._connection.hang_up("what this host has is to be told anew")
-                except nvml.DriverProblem as problem:
-                    log.debug("%s: no figures: %s", gpu, problem)
-                else:
-                    for lease, reading in seen.items():
-                        self._do(self._agent.observed(lease, reading))
-            await asyncio.sleep(OBSERVE_SECONDS)
+    def _seen(self, lease: UUID, reading: Observation) -> None:
+        self._do(self._agent.observed(lease, reading))
+
+    def _lost(self, reason: str) -> None:
+        """The GPU on which jobs run is gone."""
+        self._do(self._agent.give_back(reason))
+        self._connection.hang_up("what this host has is to be told anew")
 
     def _hear(self, lease: UUID, data: bytes, peer: int) -> None:
         try:
