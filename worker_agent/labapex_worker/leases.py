@@ -81,8 +81,8 @@ class Leases:
     async def remove(self, lease: UUID) -> None:
         """All of it."""
         await self._executables.remove(lease)
-        log.info("lease %s: deleted", lease)
         self._do(self._agent.discarded(lease))
+        log.info("lease %s: deleted", lease)
         self._gone(lease)
 
     def _mind_room(self, error: Exception) -> None:
