@@ -22,7 +22,8 @@ from labapex.protocol.frames import (
 from labapex_worker import effects
 from labapex_worker.effects import Send
 from labapex_worker.phases import Phase
-from labapex_worker.session import RETRY_SECONDS, Session
+from labapex_worker.session import Session
+from labapex_worker.work import RETRY_SECONDS
 
 
 def test_a_grant_that_comes_twice_brings_a_new_token_and_no_new_download(session: Session) -> None:
