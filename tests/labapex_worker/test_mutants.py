@@ -86,7 +86,7 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     "refusal": {
         "a log that is refused is sent on": ("work.drains = False", "pass"),
         "a failure that waited for the log is never said": ("effects += work.flush(self._greeted)", "pass"),
-        "a lease whose log is closed fails": ("not in (Phase.CLOSED, Phase.RELEASED)", "is not Phase.RELEASED"),
+        "a lease whose log is closed fails": ("not in (*OVER, Phase.RELEASED)", "is not Phase.RELEASED"),
         "a fatal one leaves the line as it is": ("if message.fatal:", "if False:"),
     },
     "measure": {"a trial begins beside a job": (" and self._busy()", " and False")},
@@ -105,6 +105,12 @@ MUTANTS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "open_chunks": {"chunks are shown while it trains": ("(Phase.FINISHED,", "(Phase.RUNNING, Phase.FINISHED,")},
     "open_states": {"states of a failed lease are shown": ("(Phase.RUNNING,", "(Phase.FAILED, Phase.RUNNING,")},
+    "stop": {
+        "one that was not started is stopped": ("not in (Phase.RUNNING, Phase.FINISHED)", "is Phase.STOPPED"),
+        "one that has just ended is not stopped": ("(Phase.RUNNING, Phase.FINISHED)", "(Phase.RUNNING,)"),
+        "it is not remembered": ("Move(work.lease, Phase.STOPPED, work.reason), ", ""),
+        "its process lives on": (", Kill(work.lease)", ""),
+    },
     "released": {
         "a repeated one is carried out twice": (" or work.phase is Phase.RELEASED", ""),
         "it is not remembered": ("Move(work.lease, Phase.RELEASED, message.reason), ", ""),
