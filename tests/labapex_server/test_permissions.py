@@ -128,6 +128,7 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "jobs/"): Page(),
     ("GET", "jobs/new/"): Page(),
     ("POST", "jobs/new/"): Page(422),
+    ("POST", "jobs/new/check/"): Page(),
     ("GET", "jobs/<uuid:job_id>/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/timeline/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/chart/"): OwnPage(),

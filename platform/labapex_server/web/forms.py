@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 import uuid
 from collections.abc import Iterable, Mapping
@@ -191,7 +192,8 @@ class SubmitForm(ConstraintsForm):
     code = ManyFiles(label="Further code files")
     data_files = ManyFiles(label="Data files")
     data_folder = ManyFiles(label="… or a folder of data")
-    data_paths = forms.CharField(required=False, widget=forms.HiddenInput)
+    code_paths = forms.CharField(required=False, widget=forms.HiddenInput(attrs={"data-paths-of": "code"}))
+    data_paths = forms.CharField(required=False, widget=forms.HiddenInput(attrs={"data-paths-of": "data_folder"}))
     name = forms.CharField(label="Name", max_length=80, required=False, help_text="Empty: the script's name.")
     args = forms.CharField(
         label="Arguments",
@@ -291,17 +293,9 @@ class SubmitForm(ConstraintsForm):
         if "document" in self.errors:
             return None
         try:
-            return parse_spec(yaml.safe_load(given.get("document") or ""))
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            self.add_error(
-                "document", f"This is not YAML{where}: {getattr(error, 'problem', None) or 'it cannot be read'}."
-            )
+            return read_document(given.get("document") or "")
         except UsageError as error:
-            self.add_error("document", _sentence(str(error)))
-        except RecursionError:
-            self.add_error("document", "This YAML is nested too deeply.")
+            self.add_error("document", str(error))
         return None
 
     def _files(self, given: dict[str, Any], spec: JobSpec) -> dict[str, list[tuple[str, Upload]]]:
@@ -309,11 +303,9 @@ class SubmitForm(ConstraintsForm):
         code = [(spec.script, given["script"])]
         if PurePosixPath(spec.script).name != given["script"].name:
             self.add_error("script", f"labapex.yaml names {spec.script}, but {given['script'].name} was chosen here.")
-        code += [(file.name or "", file) for file in given["code"]]
-        folder = [*zip(self._relative(given), given["data_folder"], strict=True)] if given["data_folder"] else []
-        data = [
-            (f"{spec.data}/{path}", file) for path, file in [*((f.name or "", f) for f in given["data_files"]), *folder]
-        ]
+        code += zip(_relative(given["code"], given.get("code_paths")), given["code"], strict=True)
+        folder = zip(_relative(given["data_folder"], given.get("data_paths")), given["data_folder"], strict=True)
+        data = [(f"{spec.data}/{path}", f) for path, f in [*((f.name or "", f) for f in given["data_files"]), *folder]]
         if data and spec.data is None:
             self.add_error("document", "Data was chosen, but labapex.yaml names no data folder: add 'data: data'.")
         limits = settings.LABAPEX
@@ -330,17 +322,6 @@ class SubmitForm(ConstraintsForm):
                 )
         return {"code": code, "data": data}
 
-    def _relative(self, given: dict[str, Any]) -> list[str]:
-        """Where the files of a chosen folder lie below it. The page's script says so: a browser sends bare names."""
-        files = given["data_folder"]
-        try:
-            paths = json.loads(given.get("data_paths") or "null")
-        except (ValueError, RecursionError):
-            paths = None
-        if not isinstance(paths, list) or len(paths) != len(files) or not all(isinstance(path, str) for path in paths):
-            return [file.name or "" for file in files]
-        return [path.partition("/")[2] or path for path in paths]
-
     def upload(self, owner: User) -> JobRequest:
         """Store the files and make the request. Raises `Refused` and `pydantic.ValidationError` like the REST doors."""
         files = self.cleaned_data["files"]
@@ -348,6 +329,47 @@ class SubmitForm(ConstraintsForm):
             spec=self.cleaned_data["spec"],
             bundle=Bundle(code=_parts(owner, files["code"]), data=_parts(owner, files["data"])),
         )
+
+
+def read_document(text: str) -> JobSpec:
+    """A pasted labapex.yaml. Raises `UsageError` with a sentence that names the line."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UsageError(
+            f"This is not YAML{where}: {getattr(error, 'problem', None) or 'it cannot be read'}."
+        ) from None
+    except (RecursionError, ValueError):
+        raise UsageError("This YAML is nested too deeply, or holds a value that is none.") from None
+    try:
+        return parse_spec(document)
+    except UsageError as error:
+        said = str(error)
+        line = _line(text, said)
+        raise UsageError(_sentence(said if line is None else f"line {line}: {said}")) from None
+
+
+def _line(text: str, complaint: str) -> int | None:
+    """Where the field stands that a complaint names."""
+    found = re.match(r"unknown field '([^']*)'|(\w+)", complaint)
+    node = yaml.compose(text, yaml.SafeLoader)
+    if found is None or not isinstance(node, yaml.MappingNode):
+        return None
+    name = found[1] if found[1] is not None else found[2]
+    return next((key.start_mark.line + 1 for key, _ in node.value if key.value == name), None)
+
+
+def _relative(files: list[Upload], told: str | None) -> list[str]:
+    """Where the files of a chosen folder lie below it. The page's script says so: a browser sends bare names."""
+    try:
+        paths = json.loads(told or "null")
+    except (ValueError, RecursionError):
+        paths = None
+    if not isinstance(paths, list) or len(paths) != len(files) or not all(isinstance(path, str) for path in paths):
+        return [file.name or "" for file in files]
+    return [path.partition("/")[2] or path for path in paths]
 
 
 def _parts(owner: User, files: Iterable[tuple[str, Upload]]) -> tuple[Part, ...]:

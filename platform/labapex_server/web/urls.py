@@ -18,6 +18,7 @@ urlpatterns = [
     path("device/", account.device, name="device"),
     path("jobs/", jobs.listing, name="jobs"),
     path("jobs/new/", jobs.new, name="new-job"),
+    path("jobs/new/check/", jobs.check, name="check-job"),
     path("jobs/<uuid:job_id>/", jobs.live, name="job"),
     path("jobs/<uuid:job_id>/timeline/", jobs.timeline, name="timeline"),
     path("jobs/<uuid:job_id>/chart/", jobs.chart, name="chart"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict
+from functools import cache
 from uuid import UUID
 
 from django.contrib import messages
@@ -14,13 +15,14 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 from pydantic import ValidationError
 
-from labapex.errors import LabApexError
+from labapex.errors import LabApexError, UsageError
 from labapex.protocol.canonical import explain
 from labapex.protocol.spec import Constraints
 from labapex.protocol.states import JobState
 from labapex_server.jobs.models import Job
 from labapex_server.jobs.view import viewable
 from labapex_server.ledger import services as ledger
+from labapex_server.lib.config import ROOT
 from labapex_server.lib.errors import Refused
 from labapex_server.telemetry.charts import Cursor
 from labapex_server.telemetry.stints import parts
@@ -28,7 +30,7 @@ from labapex_server.telemetry.summaries import curve
 from labapex_server.transparency import certificates, starts
 from labapex_server.verification import services as verification
 from labapex_server.web import reads, words
-from labapex_server.web.forms import SubmitForm
+from labapex_server.web.forms import MAX_YAML, SubmitForm, read_document
 from labapex_server.web.views.common import PAGE, number, own_job, signed_in, user_of
 
 BUCKETS = 1500
@@ -70,7 +72,27 @@ def new(request: HttpRequest) -> HttpResponse:
             form.add_error(*_place(error))
         else:
             return redirect("web:job", job_id=job.pk)
-    return render(request, "web/submit.html", {"form": form.accessible()}, status=422 if form.errors else 200)
+    context = {"form": form.accessible(), "examples": _examples()}
+    return render(request, "web/submit.html", context, status=422 if form.errors else 200)
+
+
+@signed_in
+@require_POST
+def check(request: HttpRequest) -> HttpResponse:
+    """What a labapex.yaml that is being written says, or what is wrong with it: a fragment."""
+    text, spec, problem = request.POST.get("document", "")[:MAX_YAML], None, ""
+    try:
+        spec = read_document(text) if text.strip() else None
+    except UsageError as error:
+        problem = str(error)
+    return render(request, "web/_checked.html", {"spec": spec, "problem": problem})
+
+
+@cache
+def _examples() -> dict[str, str]:
+    """The files that come with the platform to start from, by name."""
+    found = sorted((ROOT / "examples").glob("*/labapex.yaml"))
+    return {path.parent.name: path.read_text() for path in found}
 
 
 def _place(error: LabApexError) -> tuple[str | None, str]:

@@ -12,6 +12,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
 from labapex.drivers import NoBuild
+from labapex.protocol.hours import Hours
 from labapex.trust import fingerprint
 from labapex_server.jobs import supply
 from labapex_server.lib import clock, trust
@@ -50,6 +51,7 @@ def _fleet(request: HttpRequest) -> dict[str, Any]:
             {
                 "worker": worker,
                 "health": health,
+                "hours": [Hours.model_validate(hours) for hours in worker.hours],
                 "earned": earned.get(worker.pk, 0),
                 "reputation": reputations[worker.pk],
                 "torch": _torch(worker, held),
