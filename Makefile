@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 GPU_PYTHON ?= python3
 EXAMPLE ?= digits
 CHEAT ?=
+DATABASE_URL ?=
 SCHEMA := platform/labapex_server/api/openapi.yaml
 DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
@@ -85,6 +86,9 @@ bench-pages: $(VENV)/.complete ## how soon a point is on the screen with 100 vie
 
 bench-package: runner ## packaging and start-up for 1 MB, 100 MB and 1 GB of data, against a build for each job and a payload at the end
 	@$(BIN)/python benchmarks/package.py
+
+bench-ingest: $(VENV)/.complete ## points a second stored and acknowledged, and CPU for each, against MLflow and trackio; 5 minutes, DATABASE_URL=.. for PostgreSQL too
+	@$(BIN)/python benchmarks/wire.py --database-url '$(DATABASE_URL)'
 
 bench-proof: $(VENV)/.complete ## what recording and verifying cost, and a replay's error; 6 minutes, QUICK=1 for one
 	@$(BIN)/python benchmarks/proof.py $(if $(QUICK),--quick)
