@@ -25,6 +25,7 @@ INSTALLED_APPS = [
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "django.contrib.humanize",
     "channels",
     "rest_framework",
     "drf_spectacular",
@@ -41,6 +42,11 @@ INSTALLED_APPS = [
     "labapex_server.gateway",
     "labapex_server.web",
     "labapex_server.pipeline",
+    # after the portal, whose templates are to be found first
+    "allauth",
+    "allauth.account",
+    "allauth.mfa",
+    "allauth.usersessions",
 ]
 MIDDLEWARE = [
     "labapex_server.lib.middleware.Watched",
@@ -51,7 +57,8 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
-    "labapex_server.web.middleware.ContentSecurityPolicy",
+    "allauth.account.middleware.AccountMiddleware",
+    "labapex_server.web.middleware.OperatorsSecondFactor",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "labapex_server.web.middleware.ContentSecurityPolicy",
 ]
@@ -81,7 +88,37 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 LOGIN_URL = "/login/"
 LOGIN_REDIRECT_URL = "/"
-LOGOUT_REDIRECT_URL = "/login/"
+
+# Signing in, by django-allauth. Who hands out addresses must be able to write to them: without a mail server an address is
+# optional and nobody is asked to confirm one.
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+_tries = "{}/{:.1}/ip".format(*LABAPEX.login_rate.split("/"))
+ACCOUNT_ADAPTER = "labapex_server.accounts.adapters.Accounts"
+ACCOUNT_LOGIN_METHODS = {"username", "email"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "email*" if LABAPEX.mail_url else "email", "password1*", "password2*"]
+ACCOUNT_USERNAME_VALIDATORS = "labapex_server.accounts.adapters.USERNAME"
+ACCOUNT_EMAIL_VERIFICATION = "mandatory" if LABAPEX.mail_url else "none"
+ACCOUNT_EMAIL_NOTIFICATIONS = True  # of a changed password, a second factor that is gone
+ACCOUNT_EMAIL_SUBJECT_PREFIX = "Lab Apex: "
+ACCOUNT_MAX_EMAIL_ADDRESSES = 5
+ACCOUNT_DEFAULT_HTTP_PROTOCOL = _public.scheme
+ACCOUNT_LOGOUT_REDIRECT_URL = LOGIN_URL
+ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_RATE_LIMITS = {"login": _tries, "signup": _tries, "login_failed": f"{_tries},5/300s/key"}
+MFA_ADAPTER = "labapex_server.accounts.adapters.SecondFactors"
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_ALLOW_UNVERIFIED_EMAIL = not LABAPEX.mail_url
+MFA_WEBAUTHN_ALLOW_INSECURE_ORIGIN = _public.scheme == "http"  # browsers themselves allow it for localhost alone
+MFA_TOTP_ISSUER = "Lab Apex"
+MFA_TOTP_TOLERANCE = 1
+
+EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if LABAPEX.mail_url else 'console'}.EmailBackend"
+EMAIL_TIMEOUT = 20
+DEFAULT_FROM_EMAIL = SERVER_EMAIL = LABAPEX.mail_from
+if LABAPEX.mail_url:
+    for _name, _value in LABAPEX.mail_server().items():
+        globals()[_name] = _value
 
 LANGUAGE_CODE = "en"
 USE_TZ = True

@@ -1,4 +1,4 @@
-"""The four doors by path: REST for programs, the gateway for workers, pages for people, a pulse for the operator."""
+"""The doors by path: REST for programs, the gateway for workers, pages for people, a pulse for the operator."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ _DOORS = (
     ("api/", "labapex_server.api.urls"),
     ("gateway/", "labapex_server.gateway.urls"),
     ("", "labapex_server.web.urls"),
+    ("", "allauth.urls"),
 )
 
 urlpatterns: list[URLPattern | URLResolver] = [

@@ -102,7 +102,7 @@ def test_every_other_page_is_drawn_without_a_complaint(
         if name == "submit":
             page.get_by_label("Arguments").fill("--note 'open")
             page.get_by_role("button", name="Submit the job").click()
-            expect(page.locator("#id_args_errors")).to_contain_text("close each quotation mark")
+            expect(page.locator("#id_args_error")).to_contain_text("close each quotation mark")
         if name == "live-rejected":
             expect(page.locator("[data-live=rules] > li")).to_have_count(11)
             page.get_by_role("button", name="Delete its data…").click()

@@ -58,8 +58,13 @@ def cheat(db: None) -> User:
 
 @pytest.fixture
 def operator(db: None) -> User:
-    """Runs the platform."""
+    """Runs the platform; has the second factor that this takes."""
+    from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+    from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
+
     user = _person("operator")
     user.is_staff = user.is_superuser = True
     user.save()
+    TOTP.activate(user, generate_totp_secret())
+    RecoveryCodes.activate(user)
     return user

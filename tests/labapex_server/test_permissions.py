@@ -19,6 +19,7 @@ from django.test import Client
 from django.urls import get_resolver
 from tests.browser.stage import Story
 from tests.labapex_server.gateway.fixtures import threads
+from tests.labapex_server.signing_in import signed_in
 
 from labapex.protocol.states import JobState
 from labapex_server import asgi
@@ -48,6 +49,14 @@ class Page:
 
 
 @dataclass(frozen=True)
+class FactorPage:
+    """A page about whoever looks, which depends on whether they have a second factor: of this cast the operator alone."""
+
+    status: int
+    with_factor: int
+
+
+@dataclass(frozen=True)
 class OwnPage:
     """A page about a thing: to others it does not exist."""
 
@@ -69,7 +78,7 @@ class OwnThing:
     code: str = ""
 
 
-Row = Public | Page | OwnPage | Program | OwnThing
+Row = Public | Page | FactorPage | OwnPage | Program | OwnThing
 
 MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "healthz"): Public(),
@@ -120,6 +129,36 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "login/"): Public(),
     ("POST", "logout/"): Public(302),
     ("GET", "signup/"): Public(),
+    ("GET", "inactive/"): Public(),
+    ("GET", "reauthenticate/"): Page(),
+    ("GET", "email/"): Page(),
+    ("POST", "email/"): Page(302),
+    ("GET", "confirm-email/"): Public(),
+    ("GET", r"^confirm-email/(?P<key>[-:\w]+)/$"): Public(),  # says that the link is invalid
+    ("POST", r"^confirm-email/(?P<key>[-:\w]+)/$"): Public(404),
+    ("GET", "password/change/"): Page(),
+    ("GET", "password/set/"): Page(302),  # everybody has one
+    ("GET", "password/reset/"): Public(),
+    ("GET", "password/reset/done/"): Public(),
+    ("GET", r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$"): Public(),  # says that the link is invalid
+    ("GET", "password/reset/key/done/"): Public(),
+    ("GET", "login/code/confirm/"): Public(302),  # no code is ever sent
+    ("GET", "sessions/"): Page(),
+    ("POST", "sessions/"): Page(302),
+    ("GET", "2fa/"): Page(),
+    ("GET", "2fa/authenticate/"): Public(302),  # the second half of a sign-in that nobody has begun
+    ("GET", "2fa/reauthenticate/"): FactorPage(302, 200),
+    ("GET", "2fa/totp/activate/"): FactorPage(200, 302),
+    ("GET", "2fa/totp/deactivate/"): FactorPage(404, 200),
+    ("GET", "2fa/recovery-codes/"): FactorPage(404, 200),
+    ("GET", "2fa/recovery-codes/download/"): FactorPage(404, 200),
+    ("GET", "2fa/recovery-codes/generate/"): Page(),
+    ("GET", "2fa/webauthn/"): Page(),
+    ("GET", "2fa/webauthn/add/"): Page(),
+    ("GET", "2fa/webauthn/login/"): Public(302),
+    ("GET", "2fa/webauthn/reauthenticate/"): Page(302),
+    ("GET", "2fa/webauthn/keys/<int:pk>/edit/"): Page(404),
+    ("POST", "2fa/webauthn/keys/<int:pk>/remove/"): Page(404),
     ("GET", "tokens/"): Page(),
     ("POST", "tokens/"): Page(),  # an empty form makes nothing
     ("POST", "tokens/<int:token_id>/revoke/"): Page(302),  # whether it was theirs is not told
@@ -184,6 +223,7 @@ def cast(
     researcher: User, other_researcher: User, host: User, operator: User, settings: Any
 ) -> Iterator[dict[str, User | None]]:
     cache.clear()
+    settings.ACCOUNT_RATE_LIMITS = False
     rates = {"login": "10000/min"}
     from rest_framework.throttling import ScopedRateThrottle, SimpleRateThrottle
 
@@ -214,13 +254,15 @@ def ask(method: str, route: str, user: User | None, job: Job, token: int) -> Any
     """By cookie on pages, by token in the API, as each door wants it."""
     address = "/" + route.replace("<uuid:job>", str(job.pk)).replace("<uuid:job_id>", str(job.pk))
     address = address.replace("<int:token>", str(token)).replace("<int:token_id>", str(token))
+    address = address.replace("<int:pk>", "1").replace(r"^confirm-email/(?P<key>[-:\w]+)/$", "confirm-email/abc/")
+    address = address.replace(r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$", "password/reset/key/1-x/")
     address = address.replace("^blobs/(?P<digest>[0-9a-f]{64})/$", f"blobs/{'ab' * 32}/")
     address = address.replace("^transparency/claims/(?P<model>[0-9a-f]{64})/$", f"transparency/claims/{'cd' * 32}/")
     client, headers = Client(), {}
     if user is not None and address.startswith("/api/"):
         headers["Authorization"] = f"Bearer {accounts.issue_token(user, name='cast')}"
     elif user is not None:
-        client.force_login(user)
+        signed_in(user, client)
     body = "{}" if address.startswith(("/api/", "/gateway/")) else {}
     kind = {"content_type": "application/json"} if isinstance(body, str) else {}
     return getattr(client, method.lower())(
@@ -252,8 +294,10 @@ def test_each_of_the_cast_gets_what_is_theirs(cast: dict[str, User | None], job:
 
 
 def status_of(row: Row, who: str) -> int:
-    if who == "anonymous" and isinstance(row, Page | OwnPage):
+    if who == "anonymous" and isinstance(row, Page | FactorPage | OwnPage):
         return 302
+    if isinstance(row, FactorPage):
+        return row.with_factor if who == "operator" else row.status
     if who == "anonymous" and isinstance(row, Program | OwnThing):
         return 401
     if who != "owner" and isinstance(row, OwnPage | OwnThing):
@@ -288,7 +332,7 @@ def test_a_pages_cookie_is_not_the_apis_and_a_token_is_not_a_pages(
     cast: dict[str, User | None], job: Job, route: str
 ) -> None:
     secret = accounts.issue_token(cast["owner"], name="x")  # type: ignore[arg-type]
-    address = "/" + route.replace("<uuid:job_id>", str(job.pk)).replace("<int:token_id>", "1")
+    address = "/" + route.replace("<uuid:job_id>", str(job.pk)).replace("<int:token_id>", "1").replace("<int:pk>", "1")
     reply = Client().get(address, headers={"Authorization": f"Bearer {secret}"})
     assert reply.status_code in (302, 405)
     if reply.status_code == 302:

@@ -13,7 +13,11 @@ import zlib
 from collections.abc import Iterable
 from datetime import timedelta
 
+from allauth.account.adapter import get_adapter
+from allauth.mfa.utils import is_mfa_enabled
+from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.http import HttpRequest
 
 from labapex.protocol.api import TOKEN_DAYS, Scope
 from labapex_server.accounts.models import Token, User
@@ -35,9 +39,51 @@ class TokenRefused(Refused):
     code = "not-logged-in"
 
 
+class WrongPassword(TokenRefused):
+    pass
+
+
+class TooManyTries(Refused):
+    """`wait`: seconds."""
+
+    status = 429
+    code = "throttled"
+    wait = 300
+
+
+class NeedsSecondFactor(Refused):
+    status = 403
+    code = "second-factor"
+
+
 @transaction.atomic
-def create_user(username: str, *, password: str, email: str = "") -> User:
-    return User.objects.create_user(username=username, password=password, email=email)
+def create_user(username: str, *, password: str) -> User:
+    return User.objects.create_user(username=username, password=password)
+
+
+def authenticate_password(request: HttpRequest, *, name: str, password: str) -> User:
+    """The active account of this user name or e-mail address, where its password alone opens it.
+
+    Raises `WrongPassword`, `NeedsSecondFactor`, and `TooManyTries` after as many wrong ones as at the sign-in page.
+    """
+    login = {"username": name, **({"email": name} if "@" in name else {})}
+    try:
+        user = get_adapter(request).authenticate(request, password=password, **login)
+    except ValidationError as error:
+        raise TooManyTries(" ".join(error.messages)) from None  # the only thing that is checked beforehand
+    if not isinstance(user, User) or not user.is_active:
+        raise WrongPassword("user name and password do not belong together")
+    if has_second_factor(user):
+        raise NeedsSecondFactor(
+            "this account has a second factor, so its password alone opens nothing; 'labapex login' without a user name"
+            " lets a browser confirm it"
+        )
+    return user
+
+
+def has_second_factor(user: User) -> bool:
+    """Whether signing in takes more than a password."""
+    return bool(is_mfa_enabled(user))
 
 
 def lock(user: User) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from django.conf import settings
-from django.contrib.auth import authenticate
 from django.http import Http404, HttpResponse
 from django.urls import reverse
 from drf_spectacular.utils import OpenApiResponse, extend_schema
-from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.exceptions import AuthenticationFailed, Throttled
 from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.throttling import ScopedRateThrottle
@@ -25,7 +24,7 @@ from labapex.protocol.api import (
 )
 from labapex_server.accounts import devices
 from labapex_server.accounts import services as accounts
-from labapex_server.accounts.models import Token, User
+from labapex_server.accounts.models import Token
 from labapex_server.api import pages
 from labapex_server.api.authentication import SCHEME, needs
 from labapex_server.api.exchange import answer, body, user_of
@@ -85,16 +84,19 @@ class Logins(Anonymous):
     @extend_schema(
         operation_id="log_in",
         tags=["account"],
-        summary="A token for a user name and a password",
+        summary="A token for a user name and a password; an account with a second factor gets none this way",
         request=Login,
         responses={201: NewToken},
         auth=[],
     )
     def post(self, request: Request) -> HttpResponse:
         login = body(request, Login)
-        user = authenticate(request._request, username=login.username, password=login.password)
-        if not isinstance(user, User):
-            raise AuthenticationFailed("user name and password do not belong together")
+        try:
+            user = accounts.authenticate_password(request._request, name=login.username, password=login.password)
+        except accounts.WrongPassword as error:
+            raise AuthenticationFailed(str(error)) from None
+        except accounts.TooManyTries as error:
+            raise Throttled(error.wait) from None
         return _new(*accounts.new_token(user, name=login.name, scopes=login.scopes, days=login.days))
 
 

@@ -42,6 +42,9 @@ class Config(BaseSettings):
     object_store_secret: SecretStr = SecretStr("")
     object_cache_bytes: int = 50 * 2**30  # copies on this machine's disk of what the object store has
 
+    mail_url: str = ""  # smtp://user:password@host:587 or smtps://..:465; empty: mails are printed
+    mail_from: str = "Lab Apex <noreply@localhost>"
+
     # what a client may hand in
     data_limit_bytes: int = 2 * 2**30
     blob_limit_bytes: int = 2 * 2**30
@@ -142,6 +145,20 @@ class Config(BaseSettings):
             "PORT": str(url.port or ""),
             "CONN_MAX_AGE": 60,
             "CONN_HEALTH_CHECKS": True,
+        }
+
+    def mail_server(self) -> dict[str, Any]:
+        """Django's settings of the server that mails go through. Raises `UsageError` for a URL that it does not know."""
+        url = urlsplit(self.mail_url)
+        if url.scheme not in {"smtp", "smtps"} or not url.hostname:
+            raise UsageError("LABAPEX_MAIL_URL must begin with smtp:// or smtps:// and name a host")
+        return {
+            "EMAIL_HOST": url.hostname,
+            "EMAIL_PORT": url.port or (465 if url.scheme == "smtps" else 587),
+            "EMAIL_HOST_USER": unquote(url.username or ""),
+            "EMAIL_HOST_PASSWORD": unquote(url.password or ""),
+            "EMAIL_USE_SSL": url.scheme == "smtps",
+            "EMAIL_USE_TLS": url.scheme == "smtp" and bool(url.username),  # no password crosses a wire in the clear
         }
 
     def channel_layer(self) -> dict[str, Any]:

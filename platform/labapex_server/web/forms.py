@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from django import forms
 from django.conf import settings
-from django.contrib.auth.forms import AuthenticationForm, BaseUserCreationForm
 from django.core.files.uploadedfile import UploadedFile
 from pydantic import ValidationError
 
@@ -27,48 +26,12 @@ from labapex_server.jobs import blobs
 MAX_YAML = 64 * 1024
 
 if TYPE_CHECKING:
-    _UserForm = BaseUserCreationForm[User]
     Upload = UploadedFile[Any]
-else:  # Django's own classes know no type arguments
-    _UserForm = BaseUserCreationForm
+else:  # Django's own class knows no type argument
     Upload = UploadedFile
 
 
-class Accessible(forms.Form):
-    """Ties each field to its help and its errors for readers who do not see the page."""
-
-    def accessible(self) -> Accessible:
-        for bound in self:
-            described = [f"{bound.auto_id}_help"] if bound.help_text else []
-            if bound.errors:
-                described.append(f"{bound.auto_id}_errors")
-                bound.field.widget.attrs["aria-invalid"] = "true"
-            if described:
-                bound.field.widget.attrs["aria-describedby"] = " ".join(described)
-        return self
-
-
-class SignInForm(AuthenticationForm):
-    error_messages = {  # noqa: RUF012 - Django's own shape
-        "invalid_login": "The name or the password is wrong. Both tell upper from lower case.",
-        "inactive": "This account is closed.",
-    }
-
-
-class SignUpForm(_UserForm):
-    class Meta:
-        model = User
-        fields = ("username",)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.fields["username"].help_text = "Letters, digits and @ . + - _"
-        self.fields["password1"].help_text = "At least ten characters, and not a common one."
-        self.fields["password2"].label = "Password again"
-        self.fields["password2"].help_text = ""
-
-
-class TokenForm(Accessible):
+class TokenForm(forms.Form):
     name = forms.CharField(
         label="What is it for?", max_length=80, help_text="For example the name of the machine that will use it."
     )
@@ -87,7 +50,7 @@ class TokenForm(Accessible):
     )
 
 
-class PublicNameForm(Accessible):
+class PublicNameForm(forms.Form):
     """Empty: none is published."""
 
     name = forms.CharField(label="Name to publish", max_length=80, required=False)
@@ -99,7 +62,7 @@ class PublicNameForm(Accessible):
         return name
 
 
-class ChannelsForm(Accessible):
+class ChannelsForm(forms.Form):
     """How to be told of alerts; `alerts.services` holds the rules."""
 
     mail = forms.BooleanField(label="By mail", required=False)
@@ -117,7 +80,7 @@ class ChannelsForm(Accessible):
     )
 
 
-class ConstraintsForm(Accessible):
+class ConstraintsForm(forms.Form):
     """Which hosts are wanted."""
 
     device = forms.CharField(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from django.contrib.auth import views as auth
 from django.urls import path, re_path
 
 from labapex_server.web.views import account, alerts, billing, compare, jobs, offers, storage, transparency, workers
@@ -10,9 +9,6 @@ from labapex_server.web.views import account, alerts, billing, compare, jobs, of
 app_name = "web"
 urlpatterns = [
     path("", jobs.index, name="index"),
-    path("login/", account.SignIn.as_view(), name="sign-in"),
-    path("logout/", auth.LogoutView.as_view(), name="sign-out"),
-    path("signup/", account.sign_up, name="sign-up"),
     path("tokens/", account.tokens, name="tokens"),
     path("tokens/<int:token_id>/revoke/", account.revoke, name="revoke-token"),
     path("device/", account.device, name="device"),

@@ -82,11 +82,13 @@ def test_a_login_gives_a_token_that_works(researcher: User) -> None:
 
 def test_a_wrong_password_gives_nothing_and_tries_are_counted(researcher: User) -> None:
     body = json.dumps({"username": "researcher", "password": "wrong"})
-    for _ in range(10):
+    for _ in range(5):
         problem(Api(None).post("login/", body), 401, "not-logged-in")
     response = Api(None).post("login/", body)
     problem(response, 429, "throttled")
     assert int(response["Retry-After"]) > 0
+    page = Client().post("/login/", {"login": "researcher", "password": "researcher has a password"})
+    assert "Too many failed login attempts" in page.content.decode()  # the pages and the API count together
 
 
 @pytest.mark.parametrize("header", [None, "Token", "Bearer apex_invented", "Token lax_x", "Basic dTpw", "Bearer \xff"])

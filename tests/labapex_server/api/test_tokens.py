@@ -10,6 +10,7 @@ from django.core.cache import cache
 from django.test import Client
 from tests.labapex_server.api.test_rest import Api, problem
 from tests.labapex_server.scenes import request, submitted
+from tests.labapex_server.signing_in import signed_in
 
 from labapex.protocol.api import DeviceCode, Me, NewToken, Scope, TokenPage
 from labapex_server.accounts import services as accounts
@@ -109,7 +110,11 @@ def test_a_program_is_logged_in_by_its_persons_word_in_the_portal(researcher: Us
         assert word in shown
     assert "submit jobs" not in shown
     assert not Token.objects.exists()  # to look decides nothing
-    assert browser.post("/device/", {"code": code.user_code, "decision": "allow"})["Location"] == "/tokens/"
+    allowed = browser.post("/device/", {"code": code.user_code, "decision": "allow"})
+    assert allowed["Location"].startswith("/reauthenticate/")  # whoever found the browser open is not its person
+    problem(Api(None).post("login/device/token/", poll), 400, "slow-down")
+    confirmed = browser.post(allowed["Location"], {"password": "researcher has a password"})
+    assert confirmed["Location"] == "/tokens/"  # the answer that waited was given
     from labapex_server.accounts.models import DeviceLogin
 
     DeviceLogin.objects.update(polled_at=None)
@@ -121,8 +126,7 @@ def test_a_program_is_logged_in_by_its_persons_word_in_the_portal(researcher: Us
 
 def test_a_refused_device_login_and_an_unknown_code_give_nothing(researcher: User) -> None:
     code = DeviceCode.model_validate_json(Api(None).post("login/device/", "{}").content)
-    browser = Client()
-    browser.force_login(researcher)
+    browser = signed_in(researcher)
     assert browser.post("/device/", {"code": "BBBB-BBBB", "decision": "allow"}).status_code == 422
     assert browser.post("/device/", {"code": code.user_code, "decision": "deny"}).status_code == 302
     poll = json.dumps({"device_code": code.device_code})

@@ -1,16 +1,11 @@
-"""Signing in and up, and the tokens of a person's programs."""
+"""The tokens of a person's programs. Signing in, and what secures it, is django-allauth's."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import messages
-from django.contrib.auth import login
-from django.contrib.auth.views import LoginView
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.cache import never_cache
-from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_POST
 
 from labapex.protocol.api import MEANING
@@ -18,46 +13,17 @@ from labapex_server.accounts import devices
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import DeviceLogin
 from labapex_server.lib import clock
-from labapex_server.web.forms import SignInForm, SignUpForm, TokenForm
-from labapex_server.web.views.common import signed_in, too_often, user_of
-
-
-class SignIn(LoginView):
-    """Django's own sign-in, which takes as long for an unknown name as for a wrong password."""
-
-    template_name = "web/sign_in.html"
-    authentication_form = SignInForm
-    redirect_authenticated_user = True
-
-    def post(self, request: HttpRequest, *args: str, **kwargs: Any) -> HttpResponse:
-        return _wait(request) if too_often(request) else super().post(request, *args, **kwargs)
-
-
-def _wait(request: HttpRequest) -> HttpResponse:
-    return render(request, "web/wait.html", status=429)
-
-
-@sensitive_post_parameters()
-@never_cache
-@require_http_methods(["GET", "POST"])
-def sign_up(request: HttpRequest) -> HttpResponse:
-    if request.user.is_authenticated:
-        return redirect("web:jobs")
-    if request.method == "POST" and too_often(request):
-        return _wait(request)
-    form = SignUpForm(request.POST or None)
-    if request.method == "POST" and form.is_valid():
-        user = accounts.create_user(form.cleaned_data["username"], password=form.cleaned_data["password1"])
-        login(request, user, backend="django.contrib.auth.backends.ModelBackend")
-        return redirect("web:jobs")
-    return render(request, "web/sign_up.html", {"form": form}, status=422 if form.errors else 200)
+from labapex_server.web.forms import TokenForm
+from labapex_server.web.views.common import shown_again, signed_in, too_often, user_of
 
 
 @never_cache
 @signed_in
 @require_http_methods(["GET", "POST"])
+@shown_again(when=lambda request: request.method == "POST")
 def tokens(request: HttpRequest) -> HttpResponse:
-    """The list, and a new token's secret: in the answer to the POST and nowhere else."""
+    """The list, and a new token's secret: in the answer to the POST and nowhere else. Who asks for one shows once more that it
+    is them; their form waits meanwhile."""
     form = TokenForm(request.POST or None)
     secret = None
     if request.method == "POST" and form.is_valid():
@@ -84,11 +50,12 @@ def revoke(request: HttpRequest, token_id: int) -> HttpResponse:
 @never_cache
 @signed_in
 @require_http_methods(["GET", "POST"])
+@shown_again(when=lambda request: request.POST.get("decision") == "allow")
 def device(request: HttpRequest) -> HttpResponse:
     """Confirm a program's login (RFC 8628): the code is entered, what it asks for is shown, and only a POST decides."""
     code = (request.POST if request.method == "POST" else request.GET).get("code", "")
     if code and too_often(request):
-        return _wait(request)
+        return render(request, "429.html", status=429)
     found = devices.waiting(code) if code else None
     if found is None:
         return render(request, "web/device.html", {"code": code[:20]}, status=422 if code else 200)

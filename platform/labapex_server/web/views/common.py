@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, cast
 from uuid import UUID
 
+from allauth.account.decorators import reauthentication_required
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -37,8 +38,13 @@ def signed_in(view: View) -> View:
     return guard
 
 
+def shown_again(when: Callable[[HttpRequest], bool]) -> Callable[[View], View]:
+    """For those who have just shown once more that it is them, where the request is one for `when`; it waits meanwhile."""
+    return cast(Callable[[View], View], reauthentication_required(enabled=when))
+
+
 class Attempts(SimpleRateThrottle):
-    """How often one address may try to sign in or up: as often as at the REST door."""
+    """How often one address may try codes of programs: as often as passwords at the REST door."""
 
     scope = "login"
     cache_format = "throttle_portal_%(scope)s_%(ident)s"

@@ -72,7 +72,7 @@ def new(request: HttpRequest) -> HttpResponse:
             form.add_error(*_place(error))
         else:
             return redirect("web:job", job_id=job.pk)
-    context = {"form": form.accessible(), "examples": _examples()}
+    context = {"form": form, "examples": _examples()}
     return render(request, "web/submit.html", context, status=422 if form.errors else 200)
 
 

@@ -19,7 +19,7 @@ def listing(request: HttpRequest) -> HttpResponse:
     form = OffersForm(request.GET)
     found = offers.find(form.cleaned_data["wanted"], form.cleaned_data["sort"]) if form.is_valid() else None
     context = {
-        "form": form.accessible(),
+        "form": form,
         "found": found,
         "page": Paginator(found.offers if found else [], PAGE).get_page(request.GET.get("page")),
     }

@@ -21,6 +21,18 @@ document.addEventListener("click", async (event) => {
   if (closer) closer.closest("dialog").close();
 });
 
+// A passkey or security key that was not used, in words: the browser says why only in its console.
+document.addEventListener("allauth.error", (event) => {
+  event.preventDefault();
+  const words = event.detail.exception?.name === "NotAllowedError"
+    ? "No key was used: the request was cancelled or took too long. Try again."
+    : "This browser could not use a passkey or security key here.";
+  document.getElementById("key-trouble")?.remove();
+  const notice = Object.assign(document.createElement("p"), { id: "key-trouble", className: "notice bad", textContent: words });
+  notice.setAttribute("role", "alert");
+  document.querySelector("main form").before(notice);
+});
+
 const relative = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
 export function ago(seconds) {
   if (seconds < 10) return "just now";
