@@ -217,7 +217,7 @@ def test_a_second_factor_is_not_changed_by_who_found_the_browser_open(researcher
 
 def test_the_other_browsers_are_signed_out_from_this_one(researcher: User) -> None:
     left, here = (enter("researcher", "researcher has a password")[0] for _ in range(2))
-    assert "Sign Out Other Sessions" in here.get("/sessions/").content.decode()
+    assert "Sign out elsewhere" in here.get("/sessions/").content.decode()
     here.post("/sessions/")
     assert is_in(here)
     assert not is_in(left)
