@@ -37,6 +37,7 @@ COPY manage.py requirements.txt ./
 COPY client_sdk client_sdk
 COPY worker_agent worker_agent
 COPY platform platform
+COPY examples examples
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/opt/labapex/platform:/opt/labapex/client_sdk:/opt/labapex/worker_agent \
     DJANGO_SETTINGS_MODULE=labapex_server.settings \
