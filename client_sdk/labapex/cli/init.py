@@ -21,6 +21,16 @@ FILE = "labapex.yaml"
 _EPOCH_FLAGS = ("--epochs", "--num-epochs", "--num_epochs", "--n-epochs", "--max-epochs", "--max_epochs")
 _BUDGET = "10"
 _LIKELY = ("train.py", "main.py")
+_THERE = {"torch", "numpy", "safetensors", "labapex"}  # what every host has, and the session that a script may name
+_STOOD_IN = {"tensorboard", "wandb", "mlflow"}  # where they are not there the runner plays them
+_PACKAGES = {
+    "cv2": "opencv-python-headless",
+    "PIL": "pillow",
+    "sklearn": "scikit-learn",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+"""Packages that are called otherwise than what is imported of them."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +43,20 @@ class Draft:
     flag: str | None
     epochs: int
     budget: str = _BUDGET
+    requirements: tuple[str, ...] = ()
 
     def text(self) -> str:
         """labapex.yaml."""
         args = f'args: ["{self.flag}", "{{epochs}}"]   # {{epochs}} is E below\n' if self.flag else ""
         data = f"data: {_quoted(self.data)}                # all files of this folder travel with the job\n"
+        listed = ", ".join(map(_quoted, self.requirements))
+        packages = f"requirements: [{listed}]   # packages besides torch\n" if listed else ""
         return (
             f"name: {_quoted(self.name)}\n"
             f"script: {_quoted(self.script)}          # with every other *.py of the folder\n"
             f"{args}"
             f"{data if self.data else ''}"
+            f"{packages}"
             f"epochs: {self.epochs}                    # E\n"
             f"budget: {self.budget}                   # credits that may be held at most\n"
             "# checkpoint_every: 10        # k: a commitment to the whole state every k iterations\n"
@@ -105,13 +119,45 @@ def read(script: Path) -> Draft:
     folder = script.resolve().parent
     data = "data" if (folder / "data").is_dir() and any((folder / "data").iterdir()) else None
     name = "".join(c for c in folder.name if c.isprintable()).strip()[:80] or script.stem
-    return Draft(name=name, script=script.name, data=data, flag=flag, epochs=epochs)
+    packages = tuple(sorted(_packages(folder)))
+    return Draft(name=name, script=script.name, data=data, flag=flag, epochs=epochs, requirements=packages)
+
+
+def _packages(folder: Path) -> set[str]:
+    """What the folder's code imports that is neither Python's, nor a host's, nor its own."""
+    own, imported = set[str](), set[str]()
+    for path in folder.glob("*.py"):
+        own.add(path.stem)
+        with files.reading(path) as file:
+            text = file.read(MAX_CODE_BYTES)
+        try:
+            imported.update(_imports(ast.parse(text)))
+        except (SyntaxError, ValueError, RecursionError):
+            continue  # the script itself was read before; a file beside it need not be Python of this version
+    own.update(each.name for each in folder.iterdir() if each.is_dir())
+    known = own | _THERE | _STOOD_IN | sys.stdlib_module_names
+    return {_PACKAGES.get(name, name) for name in imported - known}
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.partition(".")[0]
 
 
 def check(draft: Draft) -> JobSpec:
     """Raises `UsageError` where the answers make no job."""
     return parse_spec(
-        {"name": draft.name, "script": draft.script, "data": draft.data, "epochs": draft.epochs, "budget": draft.budget}
+        {
+            "name": draft.name,
+            "script": draft.script,
+            "data": draft.data,
+            "epochs": draft.epochs,
+            "budget": draft.budget,
+            "requirements": draft.requirements,
+        }
     )
 
 
@@ -121,13 +167,30 @@ def _quoted(text: str | None) -> str:
 
 
 def _asked(draft: Draft) -> Draft:
-    name = str(typer.prompt("Name", default=draft.name, err=True))
-    data = str(typer.prompt("Data folder ('none' for none)", default=draft.data or "none", err=True))
-    epochs = int(typer.prompt("Epochs", default=draft.epochs, type=int, err=True))
-    budget = str(typer.prompt("Budget in credits", default=draft.budget, err=True))
+    asked = _ask(draft, "name", "Name", draft.name)
+    asked = _ask(asked, "data", "Data folder ('none' for none)", draft.data or "none")
+    packages = " ".join(draft.requirements) or "none"
+    asked = _ask(asked, "requirements", "Packages besides torch, with spaces between ('none' for none)", packages)
+    asked = _ask(asked, "epochs", "Epochs", str(draft.epochs))
     if draft.flag is None:
-        say(f"{draft.script} has no option for its epochs: make sure that it trains {epochs} by itself")
-    return replace(draft, name=name, data=None if data == "none" else data, epochs=epochs, budget=budget)
+        say(f"{draft.script} has no option for its epochs: make sure that it trains {asked.epochs} by itself")
+    return _ask(asked, "budget", "Budget in credits", draft.budget)
+
+
+def _ask(draft: Draft, field: str, question: str, default: str) -> Draft:
+    """The draft with an answer that a job can have: what is wrong is said, and asked for again."""
+    while True:
+        said = str(typer.prompt(question, default=default, err=True)).strip()
+        answer: object = said
+        if field in ("data", "requirements"):
+            words = () if said == "none" else tuple(said.split())
+            answer = words if field == "requirements" else said if words else None
+        try:
+            spec = check(replace(draft, **{field: answer}))  # type: ignore[arg-type]
+        except UsageError as error:
+            say(str(error))
+        else:
+            return replace(draft, **{field: spec.epochs if field == "epochs" else answer})  # type: ignore[arg-type]
 
 
 def _epoch_options(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -67,7 +67,7 @@ def test_what_is_not_python_is_not_run_and_named(labapex: Labapex, tmp_path: Pat
 
 
 def test_on_a_terminal_it_asks(labapex: Labapex, script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal("my run\nnone\n5\n2.5\n"))
+    monkeypatch.setattr("sys.stdin", Terminal("my run\nnone\n\n5\n2.5\n"))
     assert labapex("init", script).code == 0
     spec, _ = spec_file.load(script.parent, {})
     assert (spec.name, spec.data, spec.epochs, spec.budget_micro) == ("my run", None, 5, 2_500_000)
@@ -76,12 +76,32 @@ def test_on_a_terminal_it_asks(labapex: Labapex, script: Path, monkeypatch: pyte
 def test_run_in_a_folder_with_nothing_but_a_script_asks_writes_and_runs(
     labapex: Labapex, platform: MemoryPlatform, script: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.stdin", Terminal("y\n\n\n3\n\ny\n"))
+    monkeypatch.setattr("sys.stdin", Terminal("y\n\n\n\n3\n\ny\n"))
     result = labapex("run", script.parent)
     assert result.code == 0, result.err
     (job,) = platform.jobs.values()
     assert job.view.spec.arguments() == ["--epochs", "3"]
     assert (script.parent / "labapex.yaml").exists()
+
+
+def test_packages_are_what_is_imported_and_is_not_there_anyway(labapex: Labapex, script: Path) -> None:
+    (script.parent / "nets").mkdir()
+    code = "import os, torch, numpy.linalg, helper, nets.big\nfrom PIL import Image\nimport wandb\nfrom . import x\n"
+    script.write_text(code + "def f():\n    import einops.layers\n")
+    assert labapex("init", script, "-y").code == 0
+    spec, _ = spec_file.load(script.parent, {})
+    assert spec.requirements == ("einops", "pillow")
+
+
+def test_an_answer_that_makes_no_job_is_asked_for_again(
+    labapex: Labapex, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal("\n../other\ndata\nnone\nmany\n0\n4\n-1\n2.5\n"))
+    result = labapex("init", script)
+    assert result.code == 0, result.err
+    spec, _ = spec_file.load(script.parent, {})
+    assert (spec.data, spec.epochs, spec.budget_micro) == ("data", 4, 2_500_000)
+    assert "without '..'" in result.err
 
 
 def test_run_without_a_terminal_never_guesses(labapex: Labapex, platform: MemoryPlatform, script: Path) -> None:
