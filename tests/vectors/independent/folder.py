@@ -37,12 +37,17 @@ class Folder:
         self.entries = {entry["path"]: entry for entry in self.manifest["files"]}
         self.contract = self._listed("contract.json", CONTRACT)
         _form(digest(self.contract) == self.manifest["contract"], "another contract")
-        self.iterations = self.contract["epochs"] * self.contract["facts"]["iterations_per_epoch"]
-        many = self.contract["epochs"] + self.iterations // self.contract["checkpoint_every"]
-        _form(self.iterations <= 1 << 24 and many < 100_000, "the contract is too long")
+        asked = self.contract["epochs"] * self.contract["facts"]["iterations_per_epoch"]
+        many = self.contract["epochs"] + asked // self.contract["checkpoint_every"]
+        _form(asked <= 1 << 24 and many < 100_000, "the contract is too long")
+        counted = self.contract["epochs"] if self.contract["stopped"] is None else self.contract["stopped"]
+        _form(counted <= self.contract["epochs"], "more epochs count than there are")
+        self.iterations = counted * self.contract["facts"]["iterations_per_epoch"]
         self.held: set[int] = set()  # states of hosts that were lost
         for each in self.contract["handovers"]:
-            _form(_follows(each, max(self.held, default=-1), due_steps(self)), "the run was handed over as none can be")
+            gone = self.contract["handovers"][-1]["lease"] == self.contract["lease"]  # the last host, too
+            steps = due_steps(self)[: None if gone else -1]
+            _form(_follows(each, max(self.held, default=-1), steps), "the run was handed over as none can be")
             self.held |= set(each["held"])
         lines = self.content("leaves.jsonl").split(b"\n")
         _form(lines.pop() == b"" and len(lines) <= 100_000, "leaves.jsonl is not of lines")
@@ -146,4 +151,4 @@ def _follows(handover: Document, before: int, steps: list[int]) -> bool:
     """Whether a handover lies behind the one before it, with the leaves that are held of its stint; the first with leaf 0."""
     held, leaf = handover["held"], handover["leaf"]
     ascends = held == sorted(set(held)) and before < held[0] and (before >= 0 or held[0] == 0)
-    return ascends and held[-1] == leaf["index"] < len(steps) - 1 and leaf["step"] == steps[leaf["index"]]
+    return ascends and held[-1] == leaf["index"] < len(steps) and leaf["step"] == steps[leaf["index"]]

@@ -104,6 +104,7 @@ CONTRACT = fields(
     requirements=SHA,
     script=relative,
     seed=SHA,
+    stopped=either(NONE, whole(1)),
     threads=whole(1),
     upload_every=whole(),
 )

@@ -9,9 +9,10 @@ from tests.vectors.independent.refused import Refused
 
 
 def first_terms(contract: Document) -> Document:
-    """With what the chain begins: the terms of the first host, which are the same but for who has them."""
+    """With what the chain begins: the terms of the first host, which are the same but for who has them, and of the whole run."""
     handovers = contract.get("handovers")
-    return contract | {"lease": handovers[0]["lease"], "handovers": []} if handovers else contract
+    begun = handovers[0]["lease"] if handovers else contract["lease"]
+    return contract | {"lease": begun, "handovers": [], "stopped": None}
 
 
 def check_log(folder: Folder) -> None:
