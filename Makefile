@@ -12,7 +12,7 @@ SCHEMA := platform/labapex_server/api/openapi.yaml
 DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test test-torch stack-test test-sandbox check audit sbom schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest clean
+.PHONY: help setup runner demo test test-torch stack-test test-sandbox check audit sbom schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ schema: $(VENV)/.complete ## write the OpenAPI description of the REST API
 format: $(VENV)/.complete ## bring the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+fuzz: $(VENV)/.complete ## every parser of hostile input, with atheris: SECONDS (170) for all together, TARGETS for some
+	$(BIN)/python tests/fuzz/run.py --seconds $(or $(SECONDS),170) $(TARGETS)
 
 attacks: runner ## every lie against every rule, as a table; then five cheats against the whole platform
 	$(BIN)/python tests/attacks/matrix.py

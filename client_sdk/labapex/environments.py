@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import compileall
 import contextlib
+import errno
 import fcntl
 import hashlib
 import lzma
@@ -54,7 +55,9 @@ _END = struct.Struct(
     "<4s4H2LH"
 )  # ZIP's end of central directory: magic, disks, entries, size, offset, comment's length
 _LOCATOR_BYTES = 20  # of the 64-bit form, before it
-_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError)
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError,
+)  # fmt: skip
 _UNPACKED_PARTS = (
     "purelib",
     "platlib",
@@ -117,6 +120,10 @@ def _opened(wheel: Wheel, path: Path) -> Iterator[zipfile.ZipFile]:
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             raise MalformedInput(f"{wheel.file} holds a file where there is a folder") from None
         except _BROKEN as error:
+            raise MalformedInput(f"{wheel.file} is no wheel: {error}") from None
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # else the directory names a place before the file's beginning
+                raise
             raise MalformedInput(f"{wheel.file} is no wheel: {error}") from None
 
 

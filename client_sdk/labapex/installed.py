@@ -87,7 +87,13 @@ def _read(record: Path) -> dict[str, str]:
                 continue
             kind, _, value = said.partition("=")
             raw = base64.urlsafe_b64decode(value + "=" * (-len(value) % 4))
-            if kind != "sha256" or len(raw) != 32 or path.startswith("/") or ".." in PurePosixPath(path).parts:
+            if (
+                kind != "sha256"
+                or len(raw) != 32
+                or not path.isprintable()
+                or path.startswith("/")
+                or ".." in PurePosixPath(path).parts
+            ):
                 raise ValueError(path)
             files[path] = raw.hex()
     except (ValueError, csv.Error, binascii.Error) as error:

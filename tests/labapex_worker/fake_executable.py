@@ -49,6 +49,7 @@ def make(
     torch: SuppliedTorch | None = None,
     start: Sequence[str | Path] = (sys.executable, Path(__file__).resolve()),
     release: str = "1.0",
+    padding: int = 50_000,
 ) -> bytes:
     """The bytes of a signed executable, whose runner was released as `release`.
 
@@ -64,8 +65,8 @@ def make(
 
     bootloader, archive = folder / "bootloader", folder / "runner.pkg"
     bootloader.write_bytes(f'#!/bin/sh\nexec {shlex.join(map(str, start))} "$0" "$@"\nexit 9\n'.encode())
-    padding = release.encode().ljust(50_000, b".")  # one release is one runner
-    archive.write_bytes(padding + COOKIE.pack(COOKIE_MAGIC, len(padding) + COOKIE.size, 0, 0, 311, bytes(64)))
+    table = release.encode().ljust(padding, b".")  # one release is one runner
+    archive.write_bytes(table + COOKIE.pack(COOKIE_MAGIC, len(table) + COOKIE.size, 0, 0, 311, bytes(64)))
     runner = executable.load_runner(folder)
     section = executable.seal_index(Index(entries=()), bytes(32))
     facts = ScriptFacts(

@@ -11,6 +11,8 @@ from labapex.errors import UsageError
 from labapex.protocol.spec import JobSpec, parse_spec
 
 MAX_SPEC = 256 * 1024
+# The last three PyYAML lets out where a tag is at odds with its value: `!!int ""`, `!!bool x`, `!!timestamp x`.
+_NO_YAML = (yaml.YAMLError, RecursionError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
 def place(path: Path) -> Path:
@@ -32,7 +34,7 @@ def load(path: Path, overrides: dict[str, Any]) -> tuple[JobSpec, Path]:
         raise UsageError(f"{file} is longer than {MAX_SPEC} bytes; it should name files, not hold them")
     try:
         document = yaml.safe_load(data)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+    except _NO_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise UsageError(

@@ -22,6 +22,8 @@ from labapex.protocol.contract import Stretch
 
 CHUNK = 16 * 1024  # bytes of one entry of a state's tree
 MAX_HEADER = 100 << 20  # the format's own limit
+MAX_DIMENSIONS = 64  # torch's own; the product of any number of sizes of any length would take for ever
+_SIZES = 2**63
 _SAFE_INTEGER = 2**53 - 1
 _BLOCK = 64 * CHUNK
 _TYPES = {
@@ -172,9 +174,9 @@ def _chunks(file: IO[bytes], stream: list[Entry]) -> Iterator[bytes]:
 def _entry(name: str, entry: Any, base: int) -> Entry:
     match entry:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(start), int(stop)]} if len(entry) == 3:
-            whole = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+            whole = all(type(n) is int and 0 <= n < _SIZES for n in (*shape, start, stop))
             kind, width = _TYPES.get(dtype, ("", 0))
-            if whole and kind and prod(shape) * width == stop - start:
+            if whole and len(shape) <= MAX_DIMENSIONS and kind and prod(shape) * width == stop - start:
                 return Entry(kind, width, tuple(shape), base + start, base + stop)
     raise MalformedInput(f"the state is no safetensors file: the entry {name[:80]!r} is malformed")
 

@@ -20,13 +20,20 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
 
+class NotCanonical(MalformedInput, ValueError):
+    """A document holds what canonical JSON cannot carry: NaN, infinities, integers over 2^53, halves of characters."""
+
+
 M = TypeVar("M", bound=Message)
 
 
 def canonical(document: Message | dict[str, Any] | list[Any]) -> bytes:
-    """The RFC 8785 bytes of a document. Raises `ValueError` for what JSON cannot carry (NaN, integers over 2^53)."""
+    """The RFC 8785 bytes of a document. Raises `NotCanonical` for what they cannot carry, as a stranger's document may."""
     plain = document.model_dump(mode="json") if isinstance(document, BaseModel) else document
-    return rfc8785.dumps(plain)
+    try:
+        return rfc8785.dumps(plain)
+    except ValueError as error:
+        raise NotCanonical(f"it has no canonical form: {error}") from None
 
 
 def digest(document: Message | dict[str, Any] | list[Any]) -> str:
