@@ -26,6 +26,7 @@ from labapex.transparency import MAX_CHECKPOINT, Checkpoint, Inclusion, check_in
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "urn:labapex:certificate:v1"
+REVOCATION_TYPE: Final = "urn:labapex:revocation:v1"
 MAX_STATEMENT = 256 << 10
 MAX_BUNDLE = 512 << 10
 WEIGHTS = "model.safetensors"
@@ -111,6 +112,32 @@ class Statement(Message):
         return canonical(self.model_dump(mode="json", by_alias=True))
 
 
+class Withdrawal(Message):
+    """Why a certificate holds no more: a dispute was ruled against the job."""
+
+    certificate: Digest
+    job: UUID
+    dispute: UUID
+    ruling: Digest  # of the ruling's canonical JSON: ask a party of the dispute for the ruling itself
+    reason: str = Field(max_length=4000)
+    issued_at: float
+
+
+class Revocation(Message):
+    """An in-toto Statement v1 about the same model, by which the platform takes its certificate back."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    type: Literal["https://in-toto.io/Statement/v1"] = Field(default=STATEMENT_TYPE, alias="_type")
+    subject: tuple[Subject, ...] = Field(min_length=2, max_length=1000)
+    predicateType: Literal["urn:labapex:revocation:v1"] = REVOCATION_TYPE
+    predicate: Withdrawal
+
+    def payload(self) -> bytes:
+        """The signed bytes."""
+        return canonical(self.model_dump(mode="json", by_alias=True))
+
+
 class Signature(Message):
     keyid: str = Field(max_length=64)
     sig: str = Field(max_length=100)
@@ -139,6 +166,13 @@ class CertificateBundle(Message):
     envelope: Envelope
     inclusion: Inclusion
     checkpoint: str = Field(max_length=MAX_CHECKPOINT)
+
+
+class RevocationStatus(Message):
+    """What the log says of a certificate: nothing, or that it was revoked, with the proof under the log's present head."""
+
+    certificate: Digest
+    revoked: CertificateBundle | None  # of a `Revocation`
 
 
 class PlatformKeys(Message):
@@ -182,7 +216,7 @@ def certificate_digest(payload: bytes) -> str:
     return hashlib.sha256(payload).hexdigest()
 
 
-def seal(statement: Statement, private_key: bytes) -> Envelope:
+def seal(statement: Statement | Revocation, private_key: bytes) -> Envelope:
     """Sign a statement."""
     payload = statement.payload()
     signature = Signature(
@@ -194,10 +228,7 @@ def seal(statement: Statement, private_key: bytes) -> Envelope:
 
 def open_envelope(envelope: Envelope, public_key: bytes) -> Statement:
     """The statement of an envelope that this key signed and that is laid out as it must be; raises `Tampered`."""
-    payload, signature = envelope.body(), envelope.signatures[0]
-    sealing.verify(public_key, pae(payload), decode(signature.sig))
-    if signature.keyid != key_id(public_key):
-        raise Tampered("the certificate names another key than the one that signed it")
+    payload = _signed(envelope, public_key)
     statement = parse(Statement, payload, limit=MAX_STATEMENT)
     if statement.payload() != payload:
         raise Tampered("the certificate is not in canonical JSON (RFC 8785)")
@@ -207,6 +238,32 @@ def open_envelope(envelope: Envelope, public_key: bytes) -> Statement:
     if any(each.weight is Weight.DECIDES and each.result == "fail" for each in statement.predicate.rules):
         raise Tampered("the certificate itself names a rule that rejects")
     return statement
+
+
+def _signed(envelope: Envelope, public_key: bytes) -> bytes:
+    """The payload, if this key signed it; raises `Tampered`."""
+    payload, signature = envelope.body(), envelope.signatures[0]
+    sealing.verify(public_key, pae(payload), decode(signature.sig))
+    if signature.keyid != key_id(public_key):
+        raise Tampered("the certificate names another key than the one that signed it")
+    return payload
+
+
+def check_revocation(status: RevocationStatus, certificate: str, keys: PlatformKeys) -> Revocation | None:
+    """The revocation of this certificate, signed and in the log; None where the platform states that there is none.
+
+    Raises `Tampered`. That there is none is the platform's word alone, until somebody reads the log's entries."""
+    if status.certificate != certificate:
+        raise Tampered("the platform answered for another certificate than the one that was asked for")
+    if status.revoked is None:
+        return None
+    payload = _signed(status.revoked.envelope, keys.verdict)
+    revocation = parse(Revocation, payload, limit=MAX_STATEMENT)
+    if revocation.payload() != payload or revocation.predicate.certificate != certificate:
+        raise Tampered("the revocation is not one of this certificate in canonical JSON (RFC 8785)")
+    head = open_checkpoint(status.revoked.checkpoint, keys.log)
+    check_inclusion(status.revoked.envelope.entry(), status.revoked.inclusion, head)
+    return revocation
 
 
 def check(bundle: CertificateBundle, keys: PlatformKeys) -> Certificate:

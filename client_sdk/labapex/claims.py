@@ -1,7 +1,7 @@
 """Two certificates over one model: whose is it? The rule is pure, so that anyone who reads the log comes to the same end.
 
-1. Validity: a claim stands if its envelope opens under the platform's key, it is about this model, and each parent that
-   it names was entered in the log before it.
+1. Validity: a claim stands if its envelope opens under the platform's key, it is about this model, the log does
+   not revoke it, and each parent that it names was entered in the log before it.
 2. Provenance: a claim that names another claim of this model among its ancestors says itself that it came from there.
 3. Time: of the rest, the claim whose terms were fixed first. A result follows from code, data and a seed that is drawn
    when the terms are fixed; nobody can hand in somebody else's model as data under terms that were fixed before that
@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from labapex.certificate import Envelope, Statement, certificate_digest, open_envelope
@@ -46,8 +46,11 @@ class Ruled:
     because: str
 
 
-def examine(model: str, entry: Entry, public_key: bytes, places: Mapping[str, int]) -> Claim:
-    """A log entry as a claim to the model with this SHA-256. `places` gives the index of each certificate by digest."""
+def examine(
+    model: str, entry: Entry, public_key: bytes, places: Mapping[str, int], revoked: Collection[str] = ()
+) -> Claim:
+    """A log entry as a claim to the model with this SHA-256. `places` gives the index of each certificate by digest; `revoked`
+    holds the digests of those that the log takes back."""
     try:
         statement = open_envelope(entry.envelope, public_key)
     except MalformedInput as error:
@@ -56,6 +59,8 @@ def examine(model: str, entry: Entry, public_key: bytes, places: Mapping[str, in
     problem = None
     if model not in {each.digest.sha256 for each in statement.subject}:
         problem = "it is a certificate of another model"
+    elif digest in revoked:
+        problem = "the log revokes it: a dispute was ruled against its job"
     elif any(places.get(parent, entry.index) >= entry.index for parent in statement.predicate.parents):
         problem = "it names a parent that was not in the log before it"
     elif statement.predicate.contracted_at > statement.predicate.issued_at:

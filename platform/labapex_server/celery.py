@@ -17,7 +17,7 @@ ERASE_SECONDS = 60.0
 """Between two rounds of deleting what was kept long enough."""
 
 
-SANDBOXED = ("preflight", "resume", "verify")
+SANDBOXED = ("preflight", "resume", "verify", "dispute")
 """Tasks that run foreign code, for minutes: a queue of their own keeps the others from waiting behind them, and lets only
 machines take them that are made for it."""
 

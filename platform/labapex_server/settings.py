@@ -37,6 +37,7 @@ INSTALLED_APPS = [
     "labapex_server.telemetry",
     "labapex_server.verification",
     "labapex_server.transparency",
+    "labapex_server.disputes",
     "labapex_server.alerts",
     "labapex_server.api",
     "labapex_server.gateway",

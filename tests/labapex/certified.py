@@ -16,6 +16,7 @@ from labapex.certificate import (
     Owner,
     PlatformKeys,
     Predicate,
+    Revocation,
     Statement,
     seal,
     subjects,
@@ -77,7 +78,7 @@ class MemoryLog:
     def keys(self) -> PlatformKeys:
         return PlatformKeys(verdict=public_signing_key(self.verdict_key), log=public_signing_key(self.log_key))
 
-    def enter(self, statement: Statement) -> tuple[int, Envelope]:
+    def enter(self, statement: Statement | Revocation) -> tuple[int, Envelope]:
         envelope = seal(statement, self.verdict_key)
         self.leaves.append(envelope.entry())
         return len(self.leaves) - 1, envelope

@@ -17,7 +17,15 @@ import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.labapex.certified import MemoryLog, a_statement
 
-from labapex.certificate import CertificateBundle, Envelope, PlatformKeys
+from labapex.certificate import (
+    Certificate,
+    CertificateBundle,
+    Envelope,
+    PlatformKeys,
+    Revocation,
+    RevocationStatus,
+    Withdrawal,
+)
 from labapex.protocol.api import (
     AlertChannels,
     AlertChoice,
@@ -48,6 +56,7 @@ from labapex.protocol.api import (
 from labapex.protocol.canonical import Message, canonical, digest
 from labapex.protocol.hours import Hours
 from labapex.protocol.records import Console, Sample
+from labapex.protocol.ruling import DisputePage, DisputeRequest, DisputeTerms, DisputeView, Ruling, Side, SignedRuling
 from labapex.protocol.spec import CREDIT, JobSpec
 from labapex.protocol.states import Fault, JobState
 from labapex.protocol.verdict import Cost, Origin, Receipt, RuleResult, SignedVerdict, Verdict, Weight
@@ -140,6 +149,8 @@ class MemoryPlatform:
     channels: AlertChannels = field(default_factory=lambda: AlertChannels(address="ada@example.org"))
     offers: tuple[Offer, ...] = field(default_factory=lambda: OFFERS)
     entered: dict[UUID, tuple[int, Envelope]] = field(default_factory=dict)  # certificates by job
+    revocations: dict[str, CertificateBundle] = field(default_factory=dict)  # by certificate
+    disputes: list[DisputeView] = field(default_factory=list)  # the newest first
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -174,6 +185,9 @@ class MemoryPlatform:
             return httpx.Response(200, json={"key_id": "k1", "public_key": encoded})
         if parts == ["keys"]:
             return reply(self.platform_keys)
+        if parts[:2] == ["transparency", "revocations"]:
+            revoked = self.revocations.get(parts[2])
+            return reply(RevocationStatus(certificate=parts[2], revoked=revoked))
         if parts[0] == "transparency":  # nor has one to log in to see the log
             return self._log(parts[1], {name: int(value) for name, value in request.url.params.items()})
         if request.headers.get("Authorization") != f"Bearer {TOKEN}" or self.revoked:
@@ -205,6 +219,17 @@ class MemoryPlatform:
                 return reply(self.channels)
             case ["alerts", "trial"]:
                 return httpx.Response(202)
+            case ["jobs", name, "dispute"]:
+                terms = DisputeTerms(job=UUID(name), side=Side.CLIENT, stake=1_677, until=1.8e9, obstacle=None)
+                return reply(terms)
+            case ["disputes"] if request.method == "POST":
+                asked = DisputeRequest.model_validate_json(request.content)
+                self.disputes.insert(0, self.dispute(asked.job, asked.reason))
+                return reply(self.disputes[0], 201)
+            case ["disputes"]:
+                over = request.url.params.get("job")
+                found = tuple(each for each in self.disputes if over in (None, str(each.job)))
+                return reply(DisputePage(results=found, next=None))
             case ["offers"]:
                 return self._offers(request.url.params)
             case ["enrolments"]:
@@ -246,6 +271,45 @@ class MemoryPlatform:
             self.log.fill(2)
             self.entered[job.id] = self.log.enter(stated)
         return self.log.bundle(*self.entered[job.id])
+
+    def dispute(self, job: UUID, reason: str, ruling: Ruling | None = None) -> DisputeView:
+        """Ruled, where there is a ruling."""
+        signed = None
+        if ruling is not None:
+            signed = SignedRuling(ruling=ruling, key_id="k1", signature=self.key.sign(canonical(ruling)))
+        return DisputeView(
+            id=UUID(int=77),
+            job=job,
+            name="digits",
+            side=Side.CLIENT,
+            reason=reason,
+            state="open" if ruling is None else "ruled",
+            contested="ab" * 32,
+            rule=None,
+            stake=1_677,
+            executed=0 if ruling is None else 2,
+            segments=15,
+            opened_at=1.79e9,
+            ruled_at=None if ruling is None else 1.79e9 + 60,
+            ruling=signed,
+            again=None
+            if ruling is None
+            else f"labapex pull {job} --proof proof && labapex replay proof --from 20 --steps 5",
+            url=f"{URL}/disputes/{UUID(int=77)}/",
+        )
+
+    def revoke(self, certificate: Certificate) -> None:
+        """Let the log take a certificate back."""
+        withdrawal = Withdrawal(
+            certificate=certificate.digest,
+            job=certificate.statement.predicate.job,
+            dispute=UUID(int=77),
+            ruling="ab" * 32,
+            reason="iterations 20 to 24 are false",
+            issued_at=1.8e9,
+        )
+        made = self.log.enter(Revocation(subject=certificate.statement.subject, predicate=withdrawal))
+        self.revocations[certificate.digest] = self.log.bundle(*made)
 
     def _blob(self, request: httpx.Request, digest: str) -> httpx.Response:
         begun = self.begun.get(digest, b"")

@@ -115,9 +115,11 @@ def truth(request: dict[str, Any], told: dict[str, Any], folder: Path) -> dict[s
     """What a replay finds in a run whose states, steps and losses the script tells; from each state that is not there it goes
     back to one that is, and reports what it passes."""
     (folder / "weights.safetensors").write_bytes(b"weights of the final state")
+    (folder / "made").mkdir()
+    (folder / "made" / "initial.safetensors").write_bytes(a_state(0))
     for index in request["make"]:
-        (folder / "made").mkdir(exist_ok=True)
-        (folder / "made" / f"{index}.safetensors").write_bytes(base64.b64decode(told["files"][index]))
+        made = base64.b64decode(told["files"][index]) if "files" in told else a_state(index)
+        (folder / "made" / f"{index}.safetensors").write_bytes(made)
     here = sorted(int(path.stem) for path in (folder / "states").iterdir())
     passed: dict[int, int] = {}
     for wanted in request["segments"]:
@@ -130,7 +132,7 @@ def truth(request: dict[str, Any], told: dict[str, Any], folder: Path) -> dict[s
             "origin": origin if origin < leaf else None,
             "start": steps[leaf],
             "stop": steps[leaf + 1],
-            "state": told["states"][leaf + 1],
+            "state": os.urandom(32).hex() if leaf == told.get("wobble") else told["states"][leaf + 1],
             "chunks": 3,
             "settings": "5e" * 32,
             "batches": "ba" * 32,
@@ -150,6 +152,14 @@ def truth(request: dict[str, Any], told: dict[str, Any], folder: Path) -> dict[s
         "segments": segments,
         "seconds": 0.5,
     }
+
+
+def a_state(index: int) -> bytes:
+    """As `gateway.stage.a_true_state`, which a confined child cannot import."""
+    metadata = {"structure": json.dumps({"step": index}), "parameters": json.dumps(["w"])}
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"__metadata__": metadata, "w": entry}).ljust(256).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", index)
 
 
 if __name__ == "__main__":

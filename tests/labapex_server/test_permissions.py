@@ -110,6 +110,11 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "api/v1/jobs/<uuid:job>/weights/"): OwnThing(404, "not-finished"),
     ("GET", "api/v1/jobs/<uuid:job>/proof/"): OwnThing(404, "not-finished"),
     ("GET", "api/v1/jobs/<uuid:job>/certificate/"): OwnThing(404, "not-finished"),
+    ("GET", "api/v1/jobs/<uuid:job>/dispute/"): OwnThing(404, "not-found"),  # there is no verdict yet
+    ("GET", "api/v1/disputes/"): Program(),
+    ("POST", "api/v1/disputes/"): Program(400),
+    ("GET", "api/v1/disputes/<uuid:dispute>/"): OwnThing(404, "not-found"),  # of parties: disputes/test_doors.py
+    ("GET", "api/v1/^transparency/revocations/(?P<certificate>[0-9a-f]{64})$"): Public(404),
     ("GET", "api/v1/keys/"): Public(),
     ("GET", "api/v1/keys/verdict/"): Public(),
     ("GET", "api/v1/transparency/head"): Public(),
@@ -181,6 +186,10 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "jobs/<uuid:job_id>/verdict/"): OwnPage(404),
     ("GET", "jobs/<uuid:job_id>/verdict.json"): OwnPage(404),
     ("GET", "jobs/<uuid:job_id>/certificate.json"): OwnPage(404),
+    ("GET", "jobs/<uuid:job_id>/dispute/"): OwnPage(404),  # there is no verdict yet
+    ("GET", "disputes/"): Page(),
+    ("GET", "disputes/<uuid:dispute_id>/"): OwnPage(404),  # of parties: disputes/test_doors.py
+    ("GET", "disputes/<uuid:dispute_id>/ruling.json"): OwnPage(404),
     ("GET", "transparency/"): Public(),
     ("POST", "transparency/name/"): Page(302),
     ("GET", "^transparency/claims/(?P<model>[0-9a-f]{64})/$"): Public(404),
@@ -253,6 +262,10 @@ def job(researcher: User, host: User) -> Job:
 def ask(method: str, route: str, user: User | None, job: Job, token: int) -> Any:
     """By cookie on pages, by token in the API, as each door wants it."""
     address = "/" + route.replace("<uuid:job>", str(job.pk)).replace("<uuid:job_id>", str(job.pk))
+    address = address.replace("<uuid:dispute>", str(job.pk)).replace("<uuid:dispute_id>", str(job.pk))
+    address = address.replace(
+        "^transparency/revocations/(?P<certificate>[0-9a-f]{64})$", f"transparency/revocations/{'cd' * 32}"
+    )
     address = address.replace("<int:token>", str(token)).replace("<int:token_id>", str(token))
     address = address.replace("<int:pk>", "1").replace(r"^confirm-email/(?P<key>[-:\w]+)/$", "confirm-email/abc/")
     address = address.replace(r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$", "password/reset/key/1-x/")
@@ -333,6 +346,7 @@ def test_a_pages_cookie_is_not_the_apis_and_a_token_is_not_a_pages(
 ) -> None:
     secret = accounts.issue_token(cast["owner"], name="x")  # type: ignore[arg-type]
     address = "/" + route.replace("<uuid:job_id>", str(job.pk)).replace("<int:token_id>", "1").replace("<int:pk>", "1")
+    address = address.replace("<uuid:dispute_id>", str(job.pk))
     reply = Client().get(address, headers={"Authorization": f"Bearer {secret}"})
     assert reply.status_code in (302, 405)
     if reply.status_code == 302:

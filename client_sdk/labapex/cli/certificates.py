@@ -45,8 +45,14 @@ def verify(file: Path, *, keys: PlatformKeys | None, weights: Path | None, url: 
         if weights is not None:
             check_weights(certificate.statement, files.sha256(weights))
         now = client.check_log(certificate.head, trusted.log) if client else None
+        revoked = client.revocation(certificate.digest, trusted) if client else None
     except MalformedInput as error:
         raise VerificationRejected(f"the certificate does not hold: {error}") from None
+    if revoked is not None:
+        raise VerificationRejected(
+            f"the certificate was revoked {_time(revoked.predicate.issued_at)}: {one_line(revoked.predicate.reason)}"
+            f" (dispute {revoked.predicate.dispute})"
+        )
     if json:
         print_json(_summary(certificate))
     else:
@@ -54,7 +60,7 @@ def verify(file: Path, *, keys: PlatformKeys | None, weights: Path | None, url: 
     whose = "the keys you gave" if keys else "the keys that the platform states"
     say(f"The certificate holds: signed under {whose}, entry {certificate.index} of {certificate.head.size} in the log")
     if now is not None:
-        say(f"The log has {now.size} entries today and only grew since")
+        say(f"The log has {now.size} entries today and only grew since; the platform states that none revokes it")
     if weights is not None:
         say(f"{weights} is the certified file")
 

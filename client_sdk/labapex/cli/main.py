@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from labapex.cli import account, alerts, calibration, check, doctor, init, jobs, market, proofs, results, storage
+from labapex.cli import (
+    account,
+    alerts,
+    calibration,
+    check,
+    disputes,
+    doctor,
+    init,
+    jobs,
+    market,
+    proofs,
+    results,
+    storage,
+)
 from labapex.cli.output import one_line, say
 from labapex.errors import LabApexError
 
@@ -40,6 +53,8 @@ app.command()(alerts.alerts)
 app.command()(results.pull)
 app.command()(results.verify)
 app.command()(results.receipts)
+app.command()(disputes.dispute)
+app.command("disputes")(disputes.listing)
 app.command()(market.statement)
 app.command()(storage.storage)
 app.command()(storage.delete)

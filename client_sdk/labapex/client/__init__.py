@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from labapex.client.client import Client, is_news
-from labapex.client.results import Pulled, VerdictKey, check_verdict
+from labapex.client.results import Pulled, VerdictKey, check_ruling, check_verdict
 
-__all__ = ["Client", "Pulled", "VerdictKey", "check_verdict", "is_news"]
+__all__ = ["Client", "Pulled", "VerdictKey", "check_ruling", "check_verdict", "is_news"]

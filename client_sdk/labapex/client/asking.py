@@ -15,9 +15,10 @@ from labapex.client import credentials
 from labapex.client.connection import MAX_REPLY, Connection, Request
 from labapex.protocol.api import JobPage, OfferPage, Statement, TokenPage
 from labapex.protocol.canonical import Message, parse
+from labapex.protocol.ruling import DisputePage
 
 _M = TypeVar("_M", bound=Message)
-_P = TypeVar("_P", JobPage, OfferPage, Statement, TokenPage)
+_P = TypeVar("_P", DisputePage, JobPage, OfferPage, Statement, TokenPage)
 
 
 class Asking:

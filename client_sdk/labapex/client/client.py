@@ -45,6 +45,7 @@ from labapex.protocol.api import (
     TokenTerms,
     TokenView,
 )
+from labapex.protocol.ruling import DisputePage, DisputeRequest, DisputeTerms, DisputeView
 from labapex.protocol.spec import Constraints, JobSpec
 
 ANY = Constraints()
@@ -253,3 +254,19 @@ class Client(Results):
     def all_offers(self, wanted: Constraints = ANY, order: OfferOrder = OfferOrder.PRICE) -> Iterator[Offer]:
         """The same on all pages."""
         return all_pages(lambda cursor: self.offers(wanted, order, cursor=cursor))
+
+    # -- disputes ------------------------------------------------------------------------------------------------------
+
+    def dispute_terms(self, job: UUID) -> DisputeTerms:
+        """What contesting the verdict on a job would take: its stake, until when, and what stands in its way."""
+        return self._ask(DisputeTerms, "GET", f"jobs/{job}/dispute/")
+
+    def dispute(self, job: UUID, reason: str) -> DisputeView:
+        """Contest the verdict on a job, as its client or as the owner of its worker; the stake is held."""
+        asked = DisputeRequest(job=job, reason=reason)
+        return self._ask(DisputeView, "POST", "disputes/", body=asked, headers=one_time())
+
+    def disputes(self, job: UUID | None = None) -> Iterator[DisputeView]:
+        """Disputes in which you are a party, the newest first; over one job, where it is given."""
+        over = {} if job is None else {"job": str(job)}
+        return all_pages(lambda cursor: self._ask(DisputePage, "GET", "disputes/", params={**over, "cursor": cursor}))

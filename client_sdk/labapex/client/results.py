@@ -16,13 +16,21 @@ import httpx
 from pydantic import Field
 
 from labapex import sealing
-from labapex.certificate import CertificateBundle, PlatformKeys, check
+from labapex.certificate import (
+    CertificateBundle,
+    PlatformKeys,
+    Revocation,
+    RevocationStatus,
+    check,
+    check_revocation,
+)
 from labapex.client.asking import Asking
 from labapex.errors import LabApexError, NotFound, Tampered, UsageError, VerificationRejected
 from labapex.proof import folder, parcel
 from labapex.proof.folder import Manifest, Proof
 from labapex.protocol.canonical import Message
 from labapex.protocol.canonical import digest as digest_of
+from labapex.protocol.ruling import Ruling, SignedRuling
 from labapex.protocol.verdict import Receipt, SignedVerdict, Verdict
 from labapex.transparency import Checkpoint, Consistency, Head, check_growth, open_checkpoint
 
@@ -52,6 +60,12 @@ def check_verdict(signed: SignedVerdict, public_key: bytes) -> Verdict:
     """The verdict, if the key signed it; raises `Tampered`."""
     sealing.verify(public_key, signed.verdict, signed.signature)
     return signed.verdict
+
+
+def check_ruling(signed: SignedRuling, public_key: bytes) -> Ruling:
+    """The ruling, if the key signed it; raises `Tampered`."""
+    sealing.verify(public_key, signed.ruling, signed.signature)
+    return signed.ruling
 
 
 class Results(Asking):
@@ -90,6 +104,13 @@ class Results(Asking):
         grown = self._ask(Consistency, "GET", "transparency/consistency", params=sizes, anonymous=True)
         check_growth(seen, now, grown)
         return now
+
+    def revocation(self, certificate: str, keys: PlatformKeys) -> Revocation | None:
+        """The entry of the log that takes a certificate back, checked; None where the platform says that there is none.
+
+        Raises `Tampered`, and `NotFound` for a certificate of another platform."""
+        path = f"transparency/revocations/{certificate}"
+        return check_revocation(self._ask(RevocationStatus, "GET", path, anonymous=True), certificate, keys)
 
     def receipt(self, job: UUID) -> Receipt:
         return self._ask(Receipt, "GET", f"jobs/{job}/receipt/")

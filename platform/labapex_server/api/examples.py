@@ -6,7 +6,7 @@ import base64
 from typing import Any
 from uuid import UUID
 
-from labapex.certificate import CertificateBundle, Envelope, PlatformKeys, Signature
+from labapex.certificate import CertificateBundle, Envelope, PlatformKeys, RevocationStatus, Signature
 from labapex.protocol.api import (
     AlertChannels,
     AlertChoice,
@@ -34,6 +34,17 @@ from labapex.protocol.api import (
 from labapex.protocol.canonical import Message
 from labapex.protocol.hours import Hours
 from labapex.protocol.records import Console, Sample
+from labapex.protocol.ruling import (
+    DisputePage,
+    DisputeRequest,
+    DisputeTerms,
+    DisputeView,
+    FalseSegment,
+    Outcome,
+    Ruling,
+    Side,
+    SignedRuling,
+)
 from labapex.protocol.spec import Bundle, JobSpec, Part
 from labapex.protocol.states import Fault, JobState
 from labapex.protocol.verdict import Cost, Origin, Receipt, RuleResult, SignedVerdict, Verdict, Weight
@@ -120,6 +131,52 @@ _verdict = Verdict(
         segments_replayed=10,
     ),
     issued_at=_AT + 60,
+)
+_dispute = DisputeView(
+    id=UUID("7c1f7e55-8e0c-4c39-9a8d-2f8c1d1f6f44"),
+    job=_JOB,
+    name="digits",
+    side=Side.WORKER,
+    reason="Every state was shown as it was.",
+    state="ruled",
+    contested=_SCRIPT,
+    rule="replay",
+    stake=1_677,
+    executed=2,
+    segments=15,
+    opened_at=_AT + 3600,
+    ruled_at=_AT + 3660,
+    ruling=SignedRuling(
+        ruling=Ruling(
+            dispute=UUID("7c1f7e55-8e0c-4c39-9a8d-2f8c1d1f6f44"),
+            job=_JOB,
+            lease=_verdict.lease,
+            side=Side.WORKER,
+            contested=_SCRIPT,
+            outcome=Outcome.UPHELD,
+            because="iterations 20 to 24 were run again, twice, and came out otherwise than they were committed",
+            false=FalseSegment(
+                segment=4, start=20, stop=25, agreed=_SCRIPT, committed=_DATA, recomputed=_SCRIPT, origin=20
+            ),
+            rules=_verdict.rules,
+            blamed=_verdict.lease,
+            segments_executed=2,
+            segments=15,
+            seconds=0.4,
+            worker_environment=None,
+            verifier_environment=None,
+            verdict=None,
+            revoked=None,
+            stake=1_677,
+            charged=112,
+            moved=(),
+            issued_at=_AT + 3660,
+        ),
+        key_id="0f1e2d3c4b5a6978",
+        signature=bytes(64),
+    ),
+    again=f"labapex pull {_JOB} --proof proof && labapex replay proof --from 20 --steps 5",
+    url="https://apex.example.org/disputes/7c1f7e55-8e0c-4c39-9a8d-2f8c1d1f6f44/",
 )
 _BODIES: tuple[Message, ...] = (
     Login(username="ada", password="correct horse battery", name="laptop", scopes=(Scope.JOBS_READ,)),  # noqa: S106
@@ -225,6 +282,11 @@ _BODIES: tuple[Message, ...] = (
         expires_at=_AT + 900,
         root="3d6f-0a51-9c2e-77b4-e81d-46f0-b5a9-120c",
     ),
+    DisputeRequest(job=_JOB, reason="Every state was shown as it was."),
+    DisputeTerms(job=_JOB, side=Side.WORKER, stake=1_677, until=_AT + 14 * 86_400, obstacle=None),
+    _dispute,
+    DisputePage(results=(_dispute,), next=None),
+    RevocationStatus(certificate=_DATA, revoked=None),
     PublicKey(key_id="0f1e2d3c4b5a6978", public_key=base64.b64encode(bytes(32)).decode()),
     PlatformKeys(verdict=bytes(32), log=bytes(range(32))),
     Head(checkpoint=_NOTE),

@@ -22,7 +22,7 @@ def receipt(job: Job) -> Receipt:
     if not JobState(job.state).ended:
         raise NotFinishedYet(f"the job is {job.state}; its receipt comes when it has ended")
     money = ledger.outcome(job.hold)
-    verdict = VerdictRecord.objects.select_related("lease").filter(job=job).order_by("-issued_at").first()
+    verdict = VerdictRecord.objects.select_related("lease").filter(job=job, stands=True).order_by("-issued_at").first()
     shares = marketplace.shares(verdict.lease) if verdict is not None and money.paid else []
     return Receipt(
         job=job.pk,

@@ -10,13 +10,13 @@ from rest_framework.permissions import AllowAny
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from labapex.certificate import CertificateBundle, PlatformKeys
+from labapex.certificate import CertificateBundle, PlatformKeys, RevocationStatus
 from labapex.protocol.api import Scope
 from labapex.transparency import Consistency, Entries, Head, Inclusion
 from labapex_server.api.authentication import needs
 from labapex_server.api.exchange import answer, own_job
 from labapex_server.lib.errors import Refused
-from labapex_server.transparency import certificates
+from labapex_server.transparency import certificates, revocations
 from labapex_server.transparency import services as log
 
 _DIGITS = 15
@@ -85,6 +85,17 @@ class LogConsistency(_Public):
     )
     def get(self, request: Request) -> HttpResponse:
         return answer(log.consistency(_number(request, "first"), _number(request, "second")))
+
+
+class LogRevocation(_Public):
+    @extend_schema(
+        operation_id="certificate_revocation",
+        tags=["keys and log"],
+        summary="Whether the log takes a certificate back",
+        responses=RevocationStatus,
+    )
+    def get(self, request: Request, certificate: str) -> HttpResponse:
+        return answer(revocations.status(certificate))
 
 
 class Keys(_Public):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import include, path, re_path
 
-from labapex_server.api import alerts, description, offers, problems, statements, tokens, transparency, views
+from labapex_server.api import alerts, description, disputes, offers, problems, statements, tokens, transparency, views
 
 _v1 = [
     path("me/", views.MeView.as_view()),
@@ -31,6 +31,9 @@ _v1 = [
     path("jobs/<uuid:job>/certificate/", transparency.JobCertificate.as_view()),
     path("alerts/", alerts.Alerts.as_view()),
     path("alerts/trial/", alerts.AlertTrial.as_view()),
+    path("jobs/<uuid:job>/dispute/", disputes.Terms.as_view()),
+    path("disputes/", disputes.Disputes.as_view()),
+    path("disputes/<uuid:dispute>/", disputes.OneDispute.as_view()),
     path("offers/", offers.Offers.as_view()),
     path("keys/", transparency.Keys.as_view()),
     path("keys/verdict/", views.VerdictKeyView.as_view()),
@@ -38,6 +41,7 @@ _v1 = [
     path("transparency/entries", transparency.LogEntries.as_view()),
     path("transparency/inclusion", transparency.LogInclusion.as_view()),
     path("transparency/consistency", transparency.LogConsistency.as_view()),
+    re_path(r"^transparency/revocations/(?P<certificate>[0-9a-f]{64})$", transparency.LogRevocation.as_view()),
     path("enrolments/", views.Enrolments.as_view()),
 ]
 urlpatterns = [

@@ -129,7 +129,7 @@ def advance(job: Job, to: JobState, *, reason: str = "", fault: Fault | None = N
         rung_at=None,
         version=F("version") + 1,
         state_changed_at=now,
-        ended_at=now if to.ended else None,
+        ended_at=(job.ended_at or now) if to.ended else None,
         **fields,
     )
     if changed:

@@ -67,12 +67,21 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     S.CANCELLED: {},
 }
 
+OVERTURNED: dict[JobState, dict[JobState, str]] = {
+    S.VERIFIED: {S.REJECTED: "a dispute was ruled: something that was verified is false"},
+    S.REJECTED: {
+        S.VERIFIED: "a dispute was ruled: the whole run is as it was committed",
+        S.CANCELLED: "the same, and the run was stopped",
+    },
+}
+"""From one end to another: by a ruling alone."""
+
 STOPPABLE = frozenset(state for state, following in TRANSITIONS.items() if S.CANCELLED in following) - {S.SETTLING}
 """Until training is complete. After that the work is done, and its verdict decides who gets the money."""
 
 
 def allowed(before: JobState, after: JobState) -> bool:
-    return after in TRANSITIONS[before]
+    return after in TRANSITIONS[before] or after in OVERTURNED.get(before, {})
 
 
 def table() -> str:
@@ -81,4 +90,6 @@ def table() -> str:
     for before, following in TRANSITIONS.items():
         rows += [f"| `{before}` | `{after}` | {when} |" for after, when in following.items()]
     rows += [f"| `{state}` | - | an end state |" for state in JobState if state in END_STATES]
+    for before, following in OVERTURNED.items():
+        rows += [f"| `{before}` | `{after}` | {when} |" for after, when in following.items()]
     return "\n".join(rows) + "\n"

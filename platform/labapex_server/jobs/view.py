@@ -34,7 +34,7 @@ def view(job: Job) -> JobView:
     money = ledger.outcome(job.hold)
     complete = min(spec.epochs, made // per_epoch) if per_epoch else 0
     state = JobState(job.state)
-    verdicts = list(job.verdicts.all())
+    verdicts = [record for record in job.verdicts.all() if record.stands]
     verdict = verdicts[-1].document.get("verdict") if verdicts else None
     return JobView(
         id=job.pk,

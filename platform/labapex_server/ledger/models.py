@@ -14,13 +14,13 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 
-USER, ISSUER, ESCROW = "user", "issuer", "escrow"
+USER, ISSUER, ESCROW, GUARANTEE = "user", "issuer", "escrow", "guarantee"
 HELD, POSTED, VOIDED = "held", "posted", "voided"
 
 
 class Account(models.Model):
     user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="account")
-    kind = models.CharField(max_length=10, choices=[(k, k) for k in (USER, ISSUER, ESCROW)])
+    kind = models.CharField(max_length=10, choices=[(k, k) for k in (USER, ISSUER, ESCROW, GUARANTEE)])
 
     class Meta:
         constraints = (

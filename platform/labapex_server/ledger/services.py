@@ -12,10 +12,12 @@ from django.db.models import QuerySet, Sum
 from labapex.errors import NotEnoughCredit
 from labapex.protocol.spec import CREDIT
 from labapex_server.accounts.models import User
-from labapex_server.ledger.models import ESCROW, HELD, ISSUER, POSTED, USER, VOIDED, Account, Transfer
+from labapex_server.ledger.models import ESCROW, GUARANTEE, HELD, ISSUER, POSTED, USER, VOIDED, Account, Transfer
 from labapex_server.lib import clock
 
-REST = "rest of the budget"
+REST, STAKE_REST = "rest of the budget", "rest of the stake"
+RESTS = (REST, STAKE_REST)
+"""Memos of what comes back of a hold to whoever was to pay."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ def issuer() -> Account:
     return Account.objects.get_or_create(kind=ISSUER, user=None)[0]
 
 
+def guarantee() -> Account:
+    """What makes good where a verdict was wrong. Its balance is what the platform has lost by that, if it is below zero."""
+    return Account.objects.get_or_create(kind=GUARANTEE, user=None)[0]
+
+
 def balance(account: Account) -> Balance:
     received = _sum(account.credits.filter(status=POSTED))
     spent = _sum(account.debits.filter(status=POSTED))
@@ -51,13 +58,29 @@ def balance(account: Account) -> Balance:
 def spent(account: Account) -> int:
     """Micro-credits that verified work has cost so far: what was held and settled, less what came back of it."""
     settled = _sum(account.debits.filter(status=POSTED, credit__kind=ESCROW))
-    return settled - _sum(account.credits.filter(status=POSTED, hold__debit=account, memo=REST))
+    return settled - _sum(account.credits.filter(status=POSTED, hold__debit=account, memo__in=RESTS))
 
 
 @transaction.atomic
 def top_up(account: Account, *, amount: int, memo: str) -> Transfer:
     """Issue credit to an account."""
     return _transfer(debit=issuer(), credit=account, amount=amount, status=POSTED, memo=memo)
+
+
+@transaction.atomic
+def make_good(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
+    """Pay out of the guarantee, whatever it holds."""
+    return _transfer(debit=guarantee(), credit=account, amount=amount, status=POSTED, memo=memo, job=job)
+
+
+@transaction.atomic
+def reclaim(account: Account, *, most: int, job: UUID, memo: str) -> int:
+    """Take what is available of an account, `most` of it, for the guarantee. Returns how much that was, perhaps nothing."""
+    Account.objects.select_for_update().get(pk=account.pk)
+    amount = min(most, balance(account).available)
+    if amount > 0:
+        _transfer(debit=account, credit=guarantee(), amount=amount, status=POSTED, memo=memo, job=job)
+    return max(0, amount)
 
 
 @transaction.atomic
@@ -77,7 +100,7 @@ def hold(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
 
 
 @transaction.atomic
-def settle(held: Transfer, *, payments: Sequence[tuple[Account, int, str]]) -> list[Transfer]:
+def settle(held: Transfer, *, payments: Sequence[tuple[Account, int, str]], rest: str = REST) -> list[Transfer]:
     """Close a hold: pay (account, micro-credits, memo) out of it and give the rest back.
 
     Once and for all: a hold that is closed already stays as it is, and its settlement is returned.
@@ -93,7 +116,7 @@ def settle(held: Transfer, *, payments: Sequence[tuple[Account, int, str]]) -> l
         _close(current, VOIDED)
         return []
     _close(current, POSTED)
-    rows = [*payments, (current.debit, current.amount - total, REST)]
+    rows = [*payments, (current.debit, current.amount - total, rest)]
     return [
         _transfer(
             debit=current.credit, credit=account, amount=amount, status=POSTED, memo=memo, job=current.job, hold=current
@@ -127,7 +150,7 @@ def outcome(held: Transfer | None) -> Outcome:
         return Outcome(held=current.amount, paid=0, refunded=0, open=True)
     if current.status == VOIDED:
         return Outcome(held=current.amount, paid=0, refunded=current.amount, open=False)
-    refunded = _sum(current.settlements.filter(credit=current.debit, memo=REST))
+    refunded = _sum(current.settlements.filter(credit=current.debit, memo__in=RESTS))
     return Outcome(held=current.amount, paid=current.amount - refunded, refunded=refunded, open=False)
 
 

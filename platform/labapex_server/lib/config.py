@@ -80,6 +80,9 @@ class Config(BaseSettings):
     reference_price_per_hour: int = CREDIT  # for the estimate before a worker is known
     starting_credit: int = 1000 * CREDIT  # of the first-run login
 
+    # disputes: for `evidence_days`
+    dispute_turn_seconds: float = Field(default=600, gt=0)  # of training between two states that a re-execution keeps
+
     # the pipeline
     sweep_seconds: float = 2
     ring_seconds: float = 30  # after which a waiting job is rung again

@@ -8,11 +8,13 @@ from labapex_server.marketplace.granting import Queue, authenticate, lease, queu
 from labapex_server.marketplace.handover import begin_anew, hand_over, lost_lease
 from labapex_server.marketplace.key_release import release_keys, run_key
 from labapex_server.marketplace.living import alive, excuse_live, forgive_silence, heartbeat, heartbeats, reconcile
+from labapex_server.marketplace.overturning import Movement, pay_after_all, take_back
 from labapex_server.marketplace.settlement import Share, settle, shares
 from labapex_server.marketplace.stopping import disregard, lose, show_for, stop_lost, stop_training, stopped_lease
 from labapex_server.marketplace.waiting import explain_waiting
 
 __all__ = [
+    "Movement",
     "Queue",
     "Share",
     "alive",
@@ -34,6 +36,7 @@ __all__ = [
     "lease",
     "lose",
     "lost_lease",
+    "pay_after_all",
     "queue",
     "reconcile",
     "release_ended",
@@ -45,4 +48,5 @@ __all__ = [
     "stop_lost",
     "stop_training",
     "stopped_lease",
+    "take_back",
 ]

@@ -9,6 +9,8 @@ from uuid import UUID
 from kombu.exceptions import OperationalError
 
 from labapex.protocol.states import JobState
+from labapex_server.disputes.models import Dispute
+from labapex_server.disputes.signals import opened
 from labapex_server.jobs.models import Job
 from labapex_server.jobs.signals import advanced
 from labapex_server.lib import clock
@@ -30,6 +32,7 @@ STAGES: dict[JobState, str] = {
 def connect() -> None:
     advanced.connect(_advanced, dispatch_uid="pipeline.conveyor")
     answered.connect(_answered, dispatch_uid="pipeline.answered")
+    opened.connect(_opened, dispatch_uid="pipeline.opened")
 
 
 def _advanced(*, job_id: UUID, state: JobState, **_: Any) -> None:
@@ -41,12 +44,25 @@ def _answered(*, job_id: UUID, **_: Any) -> None:
     ring(job_id, JobState.CHALLENGED)
 
 
+def _opened(*, dispute_id: UUID, **_: Any) -> None:
+    ring_dispute(dispute_id)
+
+
 def ring(job_id: UUID, state: JobState) -> bool:
     """Ask for a job's task. A broker that does not answer costs time only: the sweep rings again. False then."""
     Job.objects.filter(pk=job_id).update(rung_at=clock.now())
     if ring_for(STAGES[state], str(job_id)):
         return True
     Job.objects.filter(pk=job_id).update(rung_at=None)
+    return False
+
+
+def ring_dispute(dispute_id: UUID) -> bool:
+    """The same for an open dispute."""
+    Dispute.objects.filter(pk=dispute_id).update(rung_at=clock.now())
+    if ring_for("dispute", str(dispute_id)):
+        return True
+    Dispute.objects.filter(pk=dispute_id).update(rung_at=None)
     return False
 
 

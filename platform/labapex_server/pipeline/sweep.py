@@ -12,6 +12,7 @@ from django.db.models import Q
 from labapex.protocol.states import JobState
 from labapex_server.alerts import delivery
 from labapex_server.alerts import services as alerts
+from labapex_server.disputes.models import OPEN, Dispute
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.marketplace import services as marketplace
@@ -55,7 +56,7 @@ def sweep(now: datetime | None = None) -> Swept:
 
 
 def _ring(now: datetime) -> int:
-    """Ring for jobs that wait for a task, are in nobody's hands, and were not rung lately."""
+    """Ring for jobs and disputes that wait for a task, are in nobody's hands, and were not rung lately."""
     unclaimed = Q(claimed_until=None) | Q(claimed_until__lt=now)
     quiet = Q(rung_at=None) | Q(rung_at__lt=now - timedelta(seconds=settings.LABAPEX.ring_seconds))
     waiting = Job.objects.filter(unclaimed, quiet, state__in=[state.value for state in conveyor.STAGES])
@@ -66,9 +67,14 @@ def _ring(now: datetime) -> int:
         if not conveyor.ring(job_id, JobState(state)):
             break  # the broker is away: the next round tries again
         rung += 1
+    for dispute_id in Dispute.objects.filter(unclaimed, quiet, state=OPEN).values_list("pk", flat=True)[:_AT_ONCE]:
+        if not conveyor.ring_dispute(dispute_id):
+            break
+        rung += 1
     return rung
 
 
 def forget_claims() -> int:
     """For the one process of the embedded pipeline, when it starts: whoever held a claim is dead."""
-    return Job.objects.exclude(claimed_until=None, rung_at=None).update(claimed_by="", claimed_until=None, rung_at=None)
+    free = {"claimed_by": "", "claimed_until": None, "rung_at": None}
+    return sum(model.objects.exclude(claimed_until=None, rung_at=None).update(**free) for model in (Job, Dispute))

@@ -10,7 +10,7 @@ from labapex.protocol.states import JobState
 from labapex_server.alerts import delivery
 from labapex_server.celery import app
 from labapex_server.lib import clock
-from labapex_server.pipeline import stages, tally
+from labapex_server.pipeline import disputing, stages, tally
 from labapex_server.pipeline import sweep as sweeping
 from labapex_server.pipeline.tally import Outcome
 from labapex_server.verification import erasing
@@ -61,6 +61,11 @@ def erase() -> None:
 @_task("deliver")
 def deliver() -> None:
     tally.counted("deliver", lambda: _done(delivery.deliver()))
+
+
+@_task("dispute")
+def dispute(dispute: str) -> None:
+    disputing.work(UUID(dispute))
 
 
 @_task("sweep")

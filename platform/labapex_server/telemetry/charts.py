@@ -132,8 +132,9 @@ class Standing:
     @classmethod
     def of(cls, job: Job) -> Standing:
         latest = Lease.objects.filter(job=job).order_by("-granted_at")
-        lease = latest.select_related("verdict", "challenge", "worker").first()
-        verdict, challenge = getattr(lease, "verdict", None), getattr(lease, "challenge", None)
+        lease = latest.select_related("challenge", "worker").first()
+        verdict = None if lease is None else lease.verdicts.filter(stands=True).first()
+        challenge = getattr(lease, "challenge", None)
         rules = verdict.document["rules"] if verdict else challenge.rules if challenge else ()
         return cls(
             lease=None if lease is None else lease.pk,

@@ -32,15 +32,16 @@ from labapex_server.lib import clock, keys
 from labapex_server.lib.errors import Missing, NotFinishedYet
 from labapex_server.marketplace.models import Lease
 from labapex_server.transparency import services
-from labapex_server.transparency.models import CertificateRecord
+from labapex_server.transparency.models import CertificateRecord, RevocationRecord
 
 MAX_CLAIMS = 50
 """Claims to one model that are ruled on one page: the first ones in the log."""
 
 
 @transaction.atomic
-def certify(lease: Lease, verdict: Verdict) -> CertificateRecord | None:
+def certify(lease: Lease, verdict: Verdict, *, paid: int | None = None) -> CertificateRecord | None:
     """Certify the result of a settled job and enter it in the log, once; commits with the settlement or not at all.
+    `paid`: what it cost, in micro-credits, where that was not paid out of its budget.
 
     None where there is nothing to certify: the job was rejected, or left no weights."""
     if verdict.verdict != "verified" or verdict.weights is None:
@@ -48,7 +49,7 @@ def certify(lease: Lease, verdict: Verdict) -> CertificateRecord | None:
     before = CertificateRecord.objects.filter(job=lease.job_id).first()
     if before is not None:
         return before
-    made = _statement(lease, verdict)
+    made = _statement(lease, verdict, paid)
     envelope = seal(made, keys.verdict_key())
     index = services.append(envelope.entry())
     return CertificateRecord.objects.create(
@@ -61,7 +62,7 @@ def certify(lease: Lease, verdict: Verdict) -> CertificateRecord | None:
     )
 
 
-def _statement(lease: Lease, verdict: Verdict) -> Statement:
+def _statement(lease: Lease, verdict: Verdict, paid: int | None) -> Statement:
     job = Job.objects.select_related("owner", "hold").get(pk=lease.job_id)
     terms, cost = lease.terms, verdict.cost
     assert verdict.weights is not None
@@ -85,7 +86,7 @@ def _statement(lease: Lease, verdict: Verdict) -> Statement:
             worker_environment=verdict.worker_environment,
             verifier_environment=verdict.verifier_environment,
             cost=CertifiedCost(
-                paid=ledger.outcome(job.hold).paid,
+                paid=ledger.outcome(job.hold).paid if paid is None else paid,
                 train_seconds=cost.train_seconds,
                 verify_seconds=cost.verify_seconds,
                 opened_bytes=cost.opened_bytes,
@@ -126,6 +127,11 @@ def bundle(job: Job) -> CertificateBundle:
     )
 
 
+def revocation(record: CertificateRecord) -> RevocationRecord | None:
+    """The later entry of the log that takes it back, if there is one."""
+    return RevocationRecord.objects.filter(certificate=record).first()
+
+
 def envelope(record: CertificateRecord) -> Envelope:
     return parse(Envelope, bytes(record.entry.leaf), limit=services.MAX_LEAF)
 
@@ -153,7 +159,8 @@ def claims(model: str) -> list[Ruled]:
         raise Missing("nobody holds a certificate of a model with this digest")
     places, parents = _ancestry(rows)
     public = keys.verdict_public_key()
-    return rule([examine(model, Entry(row.entry_id, envelope(row)), public, places) for row in rows], parents)
+    gone = {row.digest for row in rows if revocation(row) is not None}
+    return rule([examine(model, Entry(row.entry_id, envelope(row)), public, places, gone) for row in rows], parents)
 
 
 def _ancestry(rows: Sequence[CertificateRecord]) -> tuple[dict[str, int], dict[str, list[str]]]:

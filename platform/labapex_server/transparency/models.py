@@ -56,3 +56,13 @@ class CertificateRecord(models.Model):
 
     def __str__(self) -> str:
         return f"certificate of {self.job_id}"
+
+
+class RevocationRecord(models.Model):
+    """Where the log takes a certificate back."""
+
+    entry = models.OneToOneField(LogEntry, on_delete=models.PROTECT, related_name="revocation")
+    certificate = models.OneToOneField(CertificateRecord, on_delete=models.PROTECT, related_name="revocation")
+
+    def __str__(self) -> str:
+        return f"revocation of {self.certificate}"

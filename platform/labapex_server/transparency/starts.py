@@ -65,6 +65,8 @@ def _of_certificate(owner: User, digest: str) -> CertificateRecord:
     record = CertificateRecord.objects.select_related("entry").filter(digest=digest).first()
     if record is None:
         raise Refused(f"start_from: this platform's log holds no certificate {digest}")
+    if certificates.revocation(record) is not None:
+        raise Refused(f"start_from: certificate {digest} was revoked: a dispute was ruled against its job")
     if blobs.find(owner, record.model) is None:
         raise Refused(
             f"start_from: certificate {digest} is of the file with SHA-256 {record.model}, which you did not upload; upload"

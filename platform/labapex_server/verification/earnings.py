@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from uuid import UUID
 
-from django.db.models import F, Sum
+from django.db.models import F, Q, Sum
 
 from labapex.protocol.api import Earning, Earnings
 from labapex.protocol.states import LeaseState
 from labapex_server.accounts.models import User
 from labapex_server.ledger import services as ledger
-from labapex_server.ledger.models import POSTED, Transfer
+from labapex_server.ledger.models import GUARANTEE, POSTED, Transfer
 from labapex_server.marketplace import services as marketplace
 from labapex_server.verification.models import VerdictRecord
 from labapex_server.workers.models import Worker
@@ -24,7 +24,10 @@ def of(worker: Worker, *, skip: int) -> Earnings:
 
     Of a run that several hosts made: what this one was paid, for the epochs that ended on it."""
     settled = VerdictRecord.objects.filter(
-        job__leases__worker=worker, job__leases__state=LeaseState.SETTLED.value, lease__state=LeaseState.SETTLED.value
+        stands=True,
+        job__leases__worker=worker,
+        job__leases__state=LeaseState.SETTLED.value,
+        lease__state=LeaseState.SETTLED.value,
     ).distinct()
     rows = settled.select_related("lease", "job").order_by("lease__ended_at", "pk")[skip : skip + PAGE]
     paid = paid_to(rows, worker.owner)
@@ -72,11 +75,16 @@ def _epochs(row: VerdictRecord, worker: Worker) -> int:
 
 
 def paid_for(jobs: Iterable[UUID], owner: User) -> dict[UUID, int]:
-    """Micro-credits that each of these jobs paid to a worker's owner; the rest of his own budget is no pay."""
-    rows = (
-        Transfer.objects.filter(credit__user=owner, status=POSTED, hold__isnull=False, job__in=list(jobs))
-        .exclude(hold__debit=F("credit"), memo=ledger.REST)
-        .values_list("job")
-        .annotate(total=Sum("amount"))
-    )
-    return {job: total for job, total in rows if job is not None}
+    """Micro-credits that each of these jobs paid to a worker's owner, less what a ruling took back; the rest of his own budget
+    is no pay."""
+    of_jobs = Transfer.objects.filter(status=POSTED, job__in=list(jobs))
+    paid = of_jobs.filter(Q(hold__isnull=False) | Q(debit__kind=GUARANTEE), credit__user=owner)
+    found: dict[UUID, int] = dict.fromkeys(jobs, 0)
+    for rows, sign in (
+        (paid.exclude(hold__debit=F("credit"), memo__in=ledger.RESTS), 1),
+        (of_jobs.filter(debit__user=owner, credit__kind=GUARANTEE, hold__isnull=True), -1),
+    ):
+        for job, total in rows.values_list("job").annotate(total=Sum("amount")):
+            assert job is not None  # they were found by it
+            found[job] += sign * total
+    return {job: total for job, total in found.items() if total > 0}

@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 BY_OWNER = "its owner asked for it"
 _AT_ONCE = 50  # jobs of one round
+_CONTESTED_SECONDS = 24 * 3600  # after which it is looked at again whether a contested job was ruled
 _LEFT_SECONDS = 24 * 3600  # after which what a dead process left lying is deleted
 
 
@@ -51,9 +52,11 @@ class Erased:
 def evidence_until(job: Job) -> datetime | None:
     """Until when everything of a job is needed, whoever asks for its deletion; None while that is not known.
 
-    What nobody judged nobody can contest."""
+    What nobody judged nobody can contest; what is contested is needed until it is ruled, which nobody can foretell."""
     if not JobState(job.state).ended or job.ended_at is None:
         return None
+    if job.disputes.filter(ruled_at=None).exists():
+        return clock.after(_CONTESTED_SECONDS)
     judged = VerdictRecord.objects.filter(job=job).exists()
     return job.ended_at + timedelta(days=settings.LABAPEX.evidence_days if judged else 0)
 
@@ -105,7 +108,7 @@ def storage(owner: User) -> Storage:
     """What an account's data takes."""
     config = settings.LABAPEX
     states = OpenedState.objects.filter(lease__job__owner=owner).aggregate(bytes=Sum("size"))["bytes"]
-    verified = Lease.objects.filter(job__owner=owner, verdict__isnull=False)
+    verified = Lease.objects.filter(job__owner=owner, verdicts__isnull=False).distinct()
     verified = verified.exclude(job__erasures__what=Stored.RESULTS.value)
     return Storage(
         files=Blob.objects.filter(owner=owner).count(),

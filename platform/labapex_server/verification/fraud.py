@@ -8,6 +8,7 @@ from datetime import datetime
 
 from django.db.models import Exists, OuterRef
 
+from labapex.protocol.ruling import Outcome
 from labapex.protocol.states import Fault, JobState
 from labapex_server.accounts.models import User
 from labapex_server.jobs.models import Job
@@ -28,11 +29,12 @@ class Standing:
     rejected: int
     hosts: int  # that were found to lie in his jobs
     failed: int  # by their script's own doing, or refused before
+    disputes_lost: int  # that he opened
 
     def __str__(self) -> str:
         return (
             f"{self.verified} verified, {self.rejected} rejected, {self.failed} failed by the script;"
-            f" {self.hosts} host(s) found false in them"
+            f" {self.hosts} host(s) found false in them; {self.disputes_lost} dispute(s) lost"
         )
 
 
@@ -47,7 +49,8 @@ class Case:
 def queue(since: datetime) -> Iterator[Case]:
     """What was found since then of workers about whom the operator has decided nothing after it, the newest first."""
     decided = Mark.objects.filter(worker=OuterRef("worker"), finding__in=_BY_OPERATOR, pk__gt=OuterRef("pk"))
-    found = Mark.objects.filter(~Exists(decided), finding__in=LIES, at__gte=since)
+    ruled = Mark.objects.filter(lease=OuterRef("lease"), finding=Finding.REVERSED.value, pk__gt=OuterRef("pk"))
+    found = Mark.objects.filter(~Exists(decided), ~Exists(ruled), finding__in=LIES, at__gte=since)
     for mark in found.select_related("worker__owner").order_by("-pk"):
         assert mark.lease is not None  # only the operator's marks are about none
         job = Lease.objects.select_related("job__owner").get(pk=mark.lease).job
@@ -63,4 +66,5 @@ def standing(client: User) -> Standing:
         rejected=jobs.filter(state=JobState.REJECTED.value).count(),
         hosts=Mark.objects.filter(finding__in=LIES, lease__in=leases).values("worker").distinct().count(),
         failed=jobs.filter(state__in=(JobState.FAILED, JobState.REFUSED), fault=Fault.CLIENT.value).count(),
+        disputes_lost=client.disputes.filter(outcome=Outcome.UPHELD.value).count(),
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from django.conf import settings
 from django.db import models
+from django.db.models import Q
 
 
 class Challenge(models.Model):
@@ -85,14 +86,20 @@ class OpenedState(models.Model):
 
 
 class VerdictRecord(models.Model):
-    """A signed verdict: protocol.verdict.SignedVerdict."""
+    """A signed verdict: protocol.verdict.SignedVerdict. One that a ruling took the place of stays, and stands no more."""
 
-    lease = models.OneToOneField("marketplace.Lease", on_delete=models.PROTECT, related_name="verdict")
+    lease = models.ForeignKey("marketplace.Lease", on_delete=models.PROTECT, related_name="verdicts")
     job = models.ForeignKey("jobs.Job", on_delete=models.PROTECT, related_name="verdicts")
     document = models.JSONField()
     key_id = models.CharField(max_length=64)
     signature = models.BinaryField(max_length=64)
     issued_at = models.DateTimeField()
+    stands = models.BooleanField(default=True)
+
+    class Meta:
+        constraints = (
+            models.UniqueConstraint(fields=["lease"], condition=Q(stands=True), name="one_standing_verdict_per_lease"),
+        )
 
     def __str__(self) -> str:
         return f"verdict on {self.job_id}"

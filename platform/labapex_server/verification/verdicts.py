@@ -32,20 +32,31 @@ def issue(lease: Lease, verdict: Verdict) -> bool:
         return False
     if not jobs.advance(job, JobState.SETTLING, reason=f"{verdict.verdict}: {verdict.reason}"):
         return False
+    _record(lease, verdict)
+    return True
+
+
+@transaction.atomic
+def replace(lease: Lease, verdict: Verdict) -> None:
+    """Put a verdict in the place of the one that stands, as a ruling says. Money and states are the caller's matter."""
+    VerdictRecord.objects.filter(lease=lease, stands=True).update(stands=False)
+    _record(lease, verdict)
+
+
+def _record(lease: Lease, verdict: Verdict) -> None:
     VerdictRecord.objects.create(
         lease=lease,
-        job=job,
+        job_id=lease.job_id,
         document=verdict.model_dump(mode="json"),
         key_id=keys.key_id(keys.verdict_public_key()),
         signature=sign(keys.verdict_key(), verdict),
         issued_at=clock.now(),
     )
-    return True
 
 
 def signed(job: Job) -> SignedVerdict:
     """The job's verdict. Raises `NotFinishedYet`."""
-    record = VerdictRecord.objects.filter(job=job).order_by("-issued_at").first()
+    record = VerdictRecord.objects.filter(job=job, stands=True).order_by("-issued_at").first()
     if record is None:
         raise NotFinishedYet(
             f"the job is {job.state} and has no verdict" + ("" if JobState(job.state).ended else " yet")

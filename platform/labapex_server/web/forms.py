@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from labapex.errors import UsageError
 from labapex.protocol.api import MAX_TOKEN_DAYS, MEANING, TOKEN_DAYS, JobRequest, OfferOrder, Scope
+from labapex.protocol.ruling import MAX_REASON
 from labapex.protocol.spec import MAX_FILES, Bundle, Constraints, JobSpec, Part, parse_spec
 from labapex_server.accounts.models import User
 from labapex_server.jobs import blobs
@@ -47,6 +48,15 @@ class TokenForm(forms.Form):
         choices=[(str(days), f"{days} days") for days in (7, 30, TOKEN_DAYS, MAX_TOKEN_DAYS)],
         coerce=int,
         initial=str(TOKEN_DAYS),
+    )
+
+
+class DisputeForm(forms.Form):
+    reason = forms.CharField(
+        label="What is wrong with it?",
+        max_length=MAX_REASON,
+        widget=forms.Textarea(attrs={"rows": 5}),
+        help_text="Both sides read this.",
     )
 
 

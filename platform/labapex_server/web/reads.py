@@ -84,7 +84,7 @@ def clock(job: Job, *, after: int) -> list[tuple[int, float]]:
 
 
 def signed_verdict(job: Job) -> SignedVerdict | None:
-    record = VerdictRecord.objects.filter(job=job).order_by("-issued_at").first()
+    record = VerdictRecord.objects.filter(job=job, stands=True).order_by("-issued_at").first()
     if record is None:
         return None
     return SignedVerdict.model_validate(
@@ -101,7 +101,9 @@ def shares(verdict: Verdict) -> list[marketplace.Share]:
 def earnings(workers: Sequence[UUID], owner: User) -> dict[UUID, int]:
     """Micro-credits paid to the owner for the work of each worker."""
     earned: dict[UUID, int] = {}
-    judged = VerdictRecord.objects.select_related("lease").filter(job__leases__worker__in=workers).distinct()
+    judged = (
+        VerdictRecord.objects.select_related("lease").filter(stands=True, job__leases__worker__in=workers).distinct()
+    )
     for (_, worker), amount in paid_to(judged, owner).items():
         if worker in workers:
             earned[worker] = earned.get(worker, 0) + amount

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from django.urls import path, re_path
 
-from labapex_server.web.views import account, alerts, billing, compare, jobs, offers, storage, transparency, workers
+from labapex_server.web.views import (
+    account,
+    alerts,
+    billing,
+    compare,
+    disputes,
+    jobs,
+    offers,
+    storage,
+    transparency,
+    workers,
+)
 
 app_name = "web"
 urlpatterns = [
@@ -24,6 +35,10 @@ urlpatterns = [
     path("jobs/<uuid:job_id>/verdict/", jobs.verdict, name="verdict"),
     path("jobs/<uuid:job_id>/verdict.json", jobs.verdict_json, name="verdict-json"),
     path("jobs/<uuid:job_id>/certificate.json", transparency.certificate_json, name="certificate-json"),
+    path("jobs/<uuid:job_id>/dispute/", disputes.contest, name="contest"),
+    path("disputes/", disputes.listing, name="disputes"),
+    path("disputes/<uuid:dispute_id>/", disputes.one, name="dispute"),
+    path("disputes/<uuid:dispute_id>/ruling.json", disputes.ruling_json, name="ruling-json"),
     path("transparency/", transparency.overview, name="transparency"),
     path("transparency/name/", transparency.name, name="public-name"),
     re_path(r"^transparency/claims/(?P<model>[0-9a-f]{64})/$", transparency.claims, name="claims"),

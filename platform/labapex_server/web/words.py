@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from labapex.protocol.ruling import Outcome
 from labapex.protocol.states import END_STATES, JobState
 from labapex.protocol.verdict import Weight
 from labapex_server.jobs import states
@@ -92,6 +93,12 @@ WEIGHTS: dict[str, str] = {
     Weight.DECIDES: "decides",
     Weight.SUSPECTS: "raises suspicion",
     Weight.INFORMS: "for information",
+}
+
+OUTCOMES: dict[str, dict[str, str]] = {
+    Outcome.REVERSED: {"kind": "warn", "words": "The contested verdict was wrong; another one takes its place."},
+    Outcome.UPHELD: {"kind": "", "words": "The contested verdict stands."},
+    Outcome.UNJUDGED: {"kind": "", "words": "The platform cannot tell: the verdict stands, the stake went back."},
 }
 
 

@@ -44,6 +44,7 @@ class Finding(StrEnum):
     VERIFIED = "verified"
     FALSE = "false"  # what it had done is not what it committed to, or logged
     UNOPENED = "unopened"  # it did not show, or not in time, what it had committed to
+    REVERSED = "reversed"  # a dispute was ruled for it: what was said of this lease before does not count
     LOST = "lost"  # it fell silent, gave the lease back, or did not get on
     BANNED = "banned"
     UNBANNED = "unbanned"

@@ -60,6 +60,31 @@ class Reputation:
         return f"{self.score} of 100 ({self.reasons})"
 
 
+_JUDGED = (Finding.VERIFIED.value, Finding.FALSE.value, Finding.UNOPENED.value)
+
+
+def as_ruled(marks: Iterable[tuple[str, UUID | None]]) -> list[str]:
+    """The findings that count, of (finding, lease) pairs, the oldest first: of what was said about one lease the last word.
+
+    A lease that was judged false and then ruled honest counts as verified where it was judged; one that was verified and then
+    ruled false counts as false from then on, and as verified no more."""
+    found: list[str] = []
+    place: dict[UUID, int] = {}
+    gone: set[int] = set()
+    for finding, lease in marks:
+        before = place.get(lease) if lease is not None else None
+        if finding == Finding.REVERSED.value:
+            if before is not None:
+                found[before] = Finding.VERIFIED.value
+            continue
+        if lease is not None and finding in _JUDGED:
+            if before is not None:
+                gone.add(before)
+            place[lease] = len(found)
+        found.append(finding)
+    return [finding for number, finding in enumerate(found) if number not in gone]
+
+
 def fold(findings: Iterable[str]) -> Reputation:
     """The reputation that follows from findings, the oldest first."""
     counts, row = dict.fromkeys(Finding, 0), 0
@@ -67,7 +92,7 @@ def fold(findings: Iterable[str]) -> Reputation:
         counts[finding] += 1
         if finding is Finding.VERIFIED:
             row += 1
-        elif finding is not Finding.LOST:
+        elif finding not in (Finding.LOST, Finding.REVERSED):
             row = 0
     return Reputation(
         verified=counts[Finding.VERIFIED],
@@ -82,13 +107,13 @@ def of(worker: Worker, *, until: datetime | None = None) -> Reputation:
     """A worker's reputation now, or as it was at `until`."""
     marks = Mark.objects.filter(worker=worker)
     known = marks if until is None else marks.filter(at__lte=until)
-    return fold(known.order_by("pk").values_list("finding", flat=True))
+    return fold(as_ruled(known.order_by("pk").values_list("finding", "lease")))
 
 
 def of_each(workers: Iterable[Worker]) -> dict[UUID, Reputation]:
     """The reputation of each of these workers, in one query."""
-    found: dict[UUID, list[str]] = {worker.pk: [] for worker in workers}
+    found: dict[UUID, list[tuple[str, UUID | None]]] = {worker.pk: [] for worker in workers}
     marks = Mark.objects.filter(worker__in=found).order_by("pk")
-    for worker, finding in marks.values_list("worker_id", "finding"):
-        found[worker].append(finding)
-    return {worker: fold(findings) for worker, findings in found.items()}
+    for worker, finding, lease in marks.values_list("worker_id", "finding", "lease"):
+        found[worker].append((finding, lease))
+    return {worker: fold(as_ruled(marks)) for worker, marks in found.items()}

@@ -14,6 +14,8 @@ from tests.labapex.certified import MemoryLog, a_statement
 from tests.labapex.cli.conftest import Labapex
 from tests.labapex.memory_platform import MemoryPlatform
 
+from labapex.certificate import MAX_BUNDLE, CertificateBundle, check
+from labapex.protocol.canonical import parse
 from labapex.protocol.spec import JobSpec
 
 SPEC = JobSpec.model_validate({"script": "train.py", "epochs": 3, "budget": 10})
@@ -179,3 +181,26 @@ def test_a_platform_without_certificates_still_gives_the_weights(
         platform, "_job", lambda job, what, request: none(job) if what == "certificate" else handle(job, what, request)
     )
     assert labapex("pull", job, "-o", tmp_path / "out", "--json").json["certificate"] is None
+
+
+def test_a_certificate_that_the_log_takes_back_holds_no_more(
+    labapex: Labapex, platform: MemoryPlatform, pulled: Path
+) -> None:
+    assert "the platform states that none revokes it" in labapex("verify", pulled / "certificate.json").err
+    bundle = parse(CertificateBundle, (pulled / "certificate.json").read_bytes(), limit=MAX_BUNDLE)
+    platform.revoke(check(bundle, platform.platform_keys))
+    result = labapex("verify", pulled / "certificate.json")
+    assert result.code == 104
+    assert "revoked 2027-01-15T08:00:00+00:00: iterations 20 to 24 are false" in result.err
+    offline = labapex("verify", pulled / "certificate.json", "--key", both(platform))
+    assert offline.code == 0  # it was certified once, and nobody was asked what became of it
+
+
+def test_a_revocation_that_the_log_does_not_hold_is_no_revocation(
+    labapex: Labapex, platform: MemoryPlatform, pulled: Path
+) -> None:
+    bundle = parse(CertificateBundle, (pulled / "certificate.json").read_bytes(), limit=MAX_BUNDLE)
+    certificate = check(bundle, platform.platform_keys)
+    platform.revoke(certificate)
+    platform.revocations[certificate.digest] = bundle
+    assert "error: the certificate does not hold" in labapex("verify", pulled / "certificate.json").err

@@ -136,7 +136,9 @@ class Lab:
         folder.mkdir(exist_ok=True)
         return RegenerateReport.model_validate(self.ask("regenerate", folder, job=str(job), request=request))
 
-    def replay(self, recording: Recording, opening: Opening, *, foretell: float = 0) -> ReplayReport:
+    def replay(
+        self, recording: Recording, opening: Opening, *, foretell: float = 0, make: tuple[int, ...] = ()
+    ) -> ReplayReport:
         request = ReplayRequest(
             contract=recording.contract,
             segments=opening.segments,
@@ -144,6 +146,7 @@ class Lab:
             evaluations=opening.evaluations,
             digests={n: recording.leaves[n].state for n in opening.indices},
             foretell=foretell,
+            make=make,
         )
         return ReplayReport.model_validate(
             self.ask("replay", recording.folder, request=request.model_dump(mode="json"))

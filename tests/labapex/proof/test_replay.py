@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.labapex.proof import lab as laboratory
 from tests.labapex.proof.lab import SCRIPTS, Lab, Recording
 
+from labapex.proof.challenge import Opening
 from labapex.proof.state import State
 
 
@@ -35,3 +36,22 @@ def test_the_order_follows_from_the_seed_alone_where_no_loop_makes_the_loader(la
     told = lab.replay(kept, laboratory.window(0)).batches
     assert told == tuple(leaf.batches for leaf in kept.leaves[1:])
     assert lab.replay(made, laboratory.window(0)).batches is None
+
+
+def test_a_run_is_made_again_from_its_seed_in_turns_by_the_states_that_each_leaves(lab: Lab, tmp_path: Path) -> None:
+    recording = recorded(lab, "functions", tmp_path)
+    states, made = tmp_path / "states", tmp_path / "made"
+    committed = {leaf.index: leaf.state for leaf in recording.leaves}
+    for file in states.iterdir():
+        file.unlink()  # nothing of the host's is left but its word
+    lab.replay(recording, Opening((), (), (), ()))
+    (made / "initial.safetensors").rename(states / "0.safetensors")
+    last = len(recording.leaves) - 1
+    for start, stop in ((0, 2), (2, last)):
+        report = lab.replay(recording, Opening((start,), tuple(range(start, stop)), (), ()), make=(stop,))
+        assert report.problem is None
+        assert [segment.state for segment in report.segments] == [committed[n + 1] for n in range(start, stop)]
+        (made / f"{stop}.safetensors").rename(states / f"{stop}.safetensors")
+        assert State.load(states / f"{stop}.safetensors").digest() == committed[stop]
+    lab.replay(recording, Opening((last,), (), (), ()))
+    assert (tmp_path / "weights.safetensors").stat().st_size > 0

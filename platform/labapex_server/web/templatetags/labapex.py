@@ -114,6 +114,16 @@ def state_words(state: str) -> str:
 
 
 @register.filter
+def outcome_kind(outcome: str) -> str:
+    return words.OUTCOMES[outcome]["kind"]
+
+
+@register.filter
+def outcome_words(outcome: str) -> str:
+    return words.OUTCOMES[outcome]["words"]
+
+
+@register.filter
 def weight_words(weight: str) -> str:
     return words.WEIGHTS[weight]
 

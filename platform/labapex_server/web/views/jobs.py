@@ -180,6 +180,8 @@ def verdict(request: HttpRequest, job_id: UUID) -> HttpResponse:
         "money": ledger.outcome(job.hold),
         "shares": reads.shares(signed.verdict),
         "record": record,
+        "revoked": certificates.revocation(record) if record else None,
+        "dispute": job.disputes.order_by("-created_at").first(),
         "certified": certificates.statement(record) if record else None,
     }
     return render(request, "web/verdict.html", context)

@@ -36,7 +36,14 @@ def overview(request: HttpRequest) -> HttpResponse:
     public = certificates.public_keys()
     context = {
         "page": page,
-        "rows": [{"record": record, "statement": certificates.statement(record)} for record in page],
+        "rows": [
+            {
+                "record": record,
+                "statement": certificates.statement(record),
+                "revoked": certificates.revocation(record),
+            }
+            for record in page
+        ],
         "asked": asked[:100],
         "wrong": wrong,
         "checkpoint": note,
