@@ -55,10 +55,12 @@ def balance(account: Account) -> Balance:
     return Balance(available=received - spent - held, held=held)
 
 
-def spent(account: Account) -> int:
-    """Micro-credits that verified work has cost so far: what was held and settled, less what came back of it."""
-    settled = _sum(account.debits.filter(status=POSTED, credit__kind=ESCROW))
-    return settled - _sum(account.credits.filter(status=POSTED, hold__debit=account, memo__in=RESTS))
+def spent(account: Account, *, job: UUID | None = None) -> int:
+    """Micro-credits that verified work has cost so far: what was held and settled, less what came back of it. `job`: that of
+    this one alone."""
+    of_job = {} if job is None else {"job": job}
+    settled = _sum(account.debits.filter(status=POSTED, credit__kind=ESCROW, **of_job))
+    return settled - _sum(account.credits.filter(status=POSTED, hold__debit=account, memo__in=RESTS, **of_job))
 
 
 @transaction.atomic

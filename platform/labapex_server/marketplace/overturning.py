@@ -67,11 +67,12 @@ def take_back(lease: Lease, verdict: Verdict, *, reason: str) -> list[Movement]:
     as he has from the host whose part is false; other hosts keep their pay. Within the ruling's transaction.
 
     Raises `Conflict` where the job is not verified any more."""
-    job = Job.objects.select_related("owner", "hold").get(pk=lease.job_id)
+    job = Job.objects.select_related("owner").get(pk=lease.job_id)
     _move(job, JobState.REJECTED, reason, Fault.WORKER)
     false = Lease.objects.select_related("worker__owner").get(pk=verdict.blamed or lease.pk)
     Lease.objects.filter(pk=false.pk).update(state=LeaseState.REJECTED.value)
-    moved, paid = [], ledger.outcome(job.hold).paid
+    Job.objects.filter(pk=job.pk).update(paid_epochs=0)
+    moved, paid = [], ledger.spent(ledger.account_of(job.owner), job=job.pk)
     if paid:
         memo = "given back: what was verified is false"
         ledger.make_good(ledger.account_of(job.owner), amount=paid, job=job.pk, memo=memo)

@@ -71,9 +71,8 @@ def weights(job: Job) -> tuple[Path, str]:
 
     Raises `NotFinishedYet`, `Gone` or `Refused`."""
     given = [signed(job).verdict]
-    given += [
-        Verdict.model_validate(each.document) for each in VerdictRecord.objects.filter(job=job).order_by("-issued_at")
-    ]
+    standing = VerdictRecord.objects.filter(job=job, stands=True).order_by("-issued_at")
+    given += [Verdict.model_validate(each.document) for each in standing]
     verdict = next((each for each in given if 0 < each.verified_epochs <= job.paid_epochs), None)
     if verdict is None:
         if given[0].verdict != "verified":
