@@ -1,7 +1,7 @@
 """What of jobs' data was deleted, and the deletion of what the jobs of an account, or of all, have in common: files and wheels.
 
 A job lets go of its files; they go when no other job of the account has them. When that may be is not decided here
-(`verification.retention`): a job may still be judged or contested.
+(`verification.erasing`): a job may still be judged or contested.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from labapex_server.jobs.models import Blob, Erasure, Job
 from labapex_server.lib import clock, store
 from labapex_server.lib.errors import Conflict
 from labapex_server.lib.files import modified_at
-from labapex_server.marketplace.models import Lease
+from labapex_server.marketplace.models import LIVE, Lease
 from labapex_server.telemetry import services as telemetry
 from labapex_server.verification.judgement import weights_path
 from labapex_server.verification.models import Challenge, OpenedState, VerdictRecord
@@ -66,10 +66,11 @@ def ask(job: Job) -> Job:
     until = evidence_until(job)
     if until is None:
         raise Conflict(f"the job is {job.state} and needs its data; stop it first, or wait for its end")
-    if until <= clock.now():
+    now = clock.now()
+    if until <= now and not _in_hand(job):
         _erase(job, tuple(Stored), BY_OWNER)
     else:
-        Job.objects.filter(pk=job.pk, erase_after=None).update(erase_after=until)
+        Job.objects.filter(pk=job.pk, erase_after=None).update(erase_after=max(until, now))
         jobs.touch(job.pk)
     return Job.objects.get(pk=job.pk)
 
@@ -79,7 +80,7 @@ def forget_files(owner: User) -> int:
     ended = Job.objects.filter(owner=owner).exclude(ended_at=None).exclude(erasures__what=Stored.FILES.value)
     now, forgotten = clock.now(), 0
     for job in ended:
-        if (until := evidence_until(job)) is not None and until <= now:
+        if _may_go(job, now):
             forgotten += erasure.let_go(job, BY_OWNER)
     return forgotten + erasure.forget_unheld(owner)
 
@@ -125,15 +126,25 @@ def storage(owner: User) -> Storage:
 
 def _due(now: datetime) -> Iterator[tuple[Job, tuple[Stored, ...], str]]:
     for job in Job.objects.filter(erase_after__lte=now):
-        if (until := evidence_until(job)) is not None and until <= now:
+        if _may_go(job, now):
             yield job, tuple(Stored), BY_OWNER
     for part in Stored:
         days = getattr(settings.LABAPEX, f"{part.value}_days")
         if days:
             over = Job.objects.filter(ended_at__lt=now - timedelta(days=days)).exclude(erasures__what=part.value)
             for job in over.order_by("ended_at"):
-                if (until := evidence_until(job)) is not None and until <= now:
+                if _may_go(job, now):
                     yield job, (part,), f"the job ended {days:g} days before, which is how long they are kept"
+
+
+def _may_go(job: Job, now: datetime) -> bool:
+    until = evidence_until(job)
+    return until is not None and until <= now and not _in_hand(job)
+
+
+def _in_hand(job: Job) -> bool:
+    """Whether a host has not heard yet that the job is over: until then it adds to what is stored."""
+    return Lease.objects.filter(job=job, state__in=LIVE).exists()
 
 
 def _erase(job: Job, parts: tuple[Stored, ...], reason: str) -> None:

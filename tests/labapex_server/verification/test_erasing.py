@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from django.core.management import call_command
-from tests.labapex_server.gateway.stage import Host, queued_job
+from tests.labapex_server.gateway.stage import Host, Run, queued_job
 from tests.labapex_server.scenes import finished, request, stand_in, submitted, upload
 from tests.labapex_server.verification.test_takeover import EPOCHS, EVERY, PER_EPOCH, SCRIPT, judged, training
 
 from labapex.protocol.api import Stored
 from labapex.protocol.requirements import Lock, Package, Wheel
-from labapex.protocol.states import JobState
+from labapex.protocol.states import Fault, JobState
 from labapex_server.accounts.models import User
 from labapex_server.jobs import blobs, erasure, packages
 from labapex_server.jobs import services as jobs
@@ -24,9 +24,11 @@ from labapex_server.jobs.models import Blob, Erasure, Job, KeptWheel
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict, Gone, OverQuota, Refused
+from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.pipeline import stages
 from labapex_server.telemetry import charts
+from labapex_server.telemetry import services as telemetry
 from labapex_server.telemetry.models import Frame, Leaf, Log, Summary
 from labapex_server.transparency import certificates
 from labapex_server.verification import erasing, proofs
@@ -146,6 +148,16 @@ def test_what_nobody_judged_is_deleted_at_once_when_its_owner_asks(researcher: U
     assert not _below(home / "blobs")
     assert not Blob.objects.exists()
     assert erasing.ask(job) == asked  # once more changes nothing
+
+
+def test_what_a_host_still_adds_to_is_deleted_when_it_has_heard_that_the_job_is_over(run: Run, home: Path) -> None:
+    assert jobs.advance(run.lease.job, JobState.FAILED, reason="the platform gave up", fault=Fault.PLATFORM)
+    assert erasing.ask(run.lease.job).erase_after is not None
+    telemetry.ingest(run.host.worker.pk, run.executable.frames[0])
+    assert erasing.erase_due(clock.now()).parts == 0
+    assert marketplace.release_ended() == 1
+    assert erasing.erase_due(clock.now()).parts == 1
+    assert files_of(run.lease.job, home) == set()
 
 
 @pytest.mark.django_db

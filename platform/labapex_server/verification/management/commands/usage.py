@@ -22,6 +22,7 @@ KINDS = {
     "uploads": "uploads that broke off",
     "leases": "states, weights",
     "wheels": "packages of jobs",
+    "runners": "runners, frozen",
     "environments": "the same unpacked",
     "work": "replays under way",
     "keys": "keys",
