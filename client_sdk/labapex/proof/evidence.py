@@ -11,7 +11,7 @@ from labapex.proof.tolerance import Tolerance
 from labapex.protocol.contract import Contract, Environment
 from labapex.protocol.devices import Observation
 from labapex.protocol.records import Leaf, Sample
-from labapex.protocol.replay import ReplayReport
+from labapex.protocol.replay import ReplayReport, SegmentReport
 
 Outcome = tuple[float | str | None, float | str | None, Literal["pass", "fail", "not-applicable"], str]
 """A rule's value, its limit, its result, and what there is to say of it."""
@@ -45,6 +45,16 @@ class Evidence:
     def one_class(self) -> bool:
         """Whether worker and verifier reproduce each other bit for bit, so that digests must be equal."""
         return self.worker_environment is not None and self.worker_environment == self.verifier_environment
+
+    @property
+    def segments(self) -> Sequence[SegmentReport]:
+        """Those that were replayed."""
+        return self.replay.segments if self.replay is not None else ()
+
+    def reproduced(self, segment: SegmentReport) -> bool:
+        """Whether a segment's replay ended in the state that its leaf commits to."""
+        end = segment.leaf + 1
+        return 0 <= end < len(self.leaves) and self.leaves[end].state == segment.state
 
 
 @dataclass(frozen=True)

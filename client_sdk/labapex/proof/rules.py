@@ -1,26 +1,24 @@
 """The rules by which a run is judged: pure functions from evidence to results. No tensors, no I/O, no clock.
 
-Sources: LAB = "Ensuring Verifiable and Secure Outsourced Training of Deep Neural Networks" (Lab Apex, 2023); JIA = Jia et
-al., "Proof-of-Learning: Definitions and Practice", IEEE S&P 2021. Their rules stand under their own names with their own
-formulas; what those cannot see is said at each, and closed by ours. Which rule decides stands in `policy`.
+Here are those on what was committed and replayed, and the table of all. The sources' own rules stand in `published`. Which rule
+decides stands in `policy`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from labapex.proof import chunks
-from labapex.proof.challenge import largest_updates
 from labapex.proof.evidence import Evidence as Evidence
 from labapex.proof.evidence import Outcome, passes
 from labapex.proof.foretold import skeleton
 from labapex.proof.orders import batch_order
 from labapex.proof.origins import initialisation_ks, provenance
 from labapex.proof.policy import weight
+from labapex.proof.published import pev, replay_top_q, vmo
 from labapex.proof.signs import gpu_agreement, gpu_load, gpu_memory, gpu_utilisation, pace
 from labapex.proof.tolerance import Line, described, loss_difference, loss_error, segment_error, start_error
 from labapex.protocol.canonical import digest
@@ -29,7 +27,6 @@ from labapex.protocol.records import column, uncolumn
 from labapex.protocol.replay import SegmentReport
 from labapex.protocol.verdict import RuleResult, Weight
 
-DELTA = 0.01  # JIA VI-C: two magnitudes below the reference distance
 NORM_TOLERANCE = 1e-6  # relative: a sum of squares may be taken in another order
 _EXACT = Line(start=0, error=0, loss=0)
 _NO_LINE = "worker and verifier are of different classes, and there is no line to judge this by"
@@ -71,10 +68,10 @@ def stint_problem(evidence: Evidence) -> str | None:
 def first_false(evidence: Evidence) -> int | None:
     """The first segment of the replayed ones that is not what was logged and committed to; None where all are."""
     wrong = [index - 1 for index in (evidence.replay.mismatched if evidence.replay else ())]
-    for segment in _segments(evidence):
+    for segment in evidence.segments:
         start, stop, end = segment.start, segment.stop, segment.leaf + 1
         leaf = evidence.leaves[end] if 0 < end < len(evidence.leaves) else None
-        same = leaf is not None and _reproduced(evidence, segment) and segment.batches == leaf.batches
+        same = leaf is not None and evidence.reproduced(segment) and segment.batches == leaf.batches
         if not same or column(list(evidence.losses[start:stop])) != segment.losses:
             wrong.append(segment.leaf)
     return max(0, min(wrong)) if wrong else None
@@ -244,7 +241,7 @@ def replay(evidence: Evidence) -> Outcome:
     if report.problem is not None or missing or not report.segments:
         detail = report.problem or f"segments {_few(missing)} could not be replayed"
         return float(len(missing)), 0.0, "fail", detail[-1000:]
-    wrong = [s for s in report.segments if not _reproduced(evidence, s)]
+    wrong = [s for s in report.segments if not evidence.reproduced(s)]
     gap = _gap(evidence)
     if evidence.one_class or not (wrong or gap):
         detail = (
@@ -280,7 +277,7 @@ def _gap(evidence: Evidence) -> str | None:
     if report is None or evidence.one_class:
         return None
     begun = not evidence.leaves or start_error(evidence.leaves[0], report) == 0.0
-    differ = [s for s in report.segments if not _reproduced(evidence, s)]
+    differ = [s for s in report.segments if not evidence.reproduced(s)]
     steps = [*([] if begun else [0]), *(s.start for s in differ)]
     lines = [evidence.tolerance.line(step, evidence.contract.iterations) for step in steps]
     why = next((line for line in lines if isinstance(line, str)), None)
@@ -309,68 +306,13 @@ def leaf_claims(evidence: Evidence) -> Outcome:
         began &= (first.chunks, first.settings) == (found.initial_chunks, found.initial_settings)
     wrong = [] if began else [0]
     for segment in evidence.replay.segments:
-        if _reproduced(evidence, segment):
+        if evidence.reproduced(segment):
             claimed = evidence.leaves[segment.leaf + 1]
             same = (claimed.chunks, claimed.settings) == (segment.chunks, segment.settings)
             if not same or not _near(claimed.update_norm, segment.update_norm):
                 wrong.append(segment.leaf + 1)
     detail = f"leaves {_few(wrong)} claim other updates or settings than those that took place" if wrong else ""
     return float(len(wrong)), 0.0, passes(not wrong), detail
-
-
-def replay_top_q(evidence: Evidence) -> Outcome:
-    """JIA Algorithm 2. Distance of the Q largest updates of each epoch, l2 over d_ref, against delta = 0.01.
-
-    Accepts doing nothing: d_ref is dominated by the initial weights. Blind to a worker that makes just Q segments real."""
-    ranked = largest_updates(evidence.contract, evidence.leaves, evidence.measured)
-    largest = {segment for epoch in ranked.values() for segment in epoch[: evidence.top_q]}
-    picked = [s for s in _segments(evidence) if s.leaf in largest]
-    reference = evidence.replay.reference_distance if evidence.replay else None
-    if not picked or not reference:
-        return None, DELTA, "not-applicable", "no segment of the largest updates was replayed"
-    distances = [_l2(evidence, s) for s in picked]
-    known = [d / reference for d in distances if d is not None]
-    if len(known) < len(distances):
-        return (
-            "unknown",
-            DELTA,
-            "fail",
-            "a replayed state differs, and the committed one was not opened to measure by how much",
-        )
-    return max(known), DELTA, passes(max(known) < DELTA), f"d_ref {reference:.4g}: two seeds' initial parameters apart"
-
-
-def vmo(evidence: Evidence) -> Outcome:
-    """LAB 2.3. ||W_{t+k} - W'_{t+k}||_2 < mean gradient norm over the segment's m = k steps. Value and limit: worst segment.
-
-    Accepts doing nothing: the mean gradient norm is many times the size of an honest update."""
-    pairs = [(_l2(evidence, s), s.gradient_norm) for s in _segments(evidence)]
-    known = [(d, g) for d, g in pairs if d is not None and g is not None]
-    if not known:
-        return None, None, "not-applicable", "no replayed segment has a distance and a gradient norm"
-    distance, limit = max(known, key=lambda pair: pair[0] - pair[1])
-    return distance, limit, passes(distance < limit or distance == 0.0), ""
-
-
-def pev(evidence: Evidence) -> Outcome:
-    """LAB 2.2, Probabilistic Epoch Validation. |L_e - L'_e| < sigma_e x 100 / N, for each epoch e that was drawn.
-
-    L_e and sigma_e: mean and standard deviation of the epoch's logged losses; L'_e: mean loss of N % of the epoch's
-    batches under its final checkpoint. Value and limit: the epoch closest to failing. At N = 10 the limit is ten sigma and
-    passes a skipped epoch; at N = 50 honest early epochs fail, whose mean belongs to mid-epoch weights."""
-    per_epoch = evidence.contract.facts.iterations_per_epoch
-    worst: tuple[float, float, int] | None = None
-    for found in evidence.replay.evaluations if evidence.replay else ():
-        losses = evidence.losses[(found.epoch - 1) * per_epoch : found.epoch * per_epoch]
-        if found.mean is None or len(losses) < 2 or not all(map(math.isfinite, losses)):
-            continue
-        difference = abs(statistics.fmean(losses) - found.mean)
-        limit = statistics.pstdev(losses) * 100 / evidence.pev_percent
-        if worst is None or difference - limit > worst[0] - worst[1]:
-            worst = difference, limit, found.epoch
-    if worst is None:
-        return None, None, "not-applicable", "no epoch has finite losses and an evaluated checkpoint"
-    return worst[0], worst[1], passes(worst[0] < worst[1]), f"epoch {worst[2]}, N = {evidence.pev_percent:g} %"
 
 
 RULES: dict[str, Callable[[Evidence], Outcome]] = {
@@ -397,23 +339,13 @@ RULES: dict[str, Callable[[Evidence], Outcome]] = {
 }
 
 
-def _segments(evidence: Evidence) -> Sequence[SegmentReport]:
-    return evidence.replay.segments if evidence.replay is not None else ()
-
-
-def _reproduced(evidence: Evidence, segment: SegmentReport) -> bool:
-    """Whether a segment's replay ended in the state that its leaf commits to."""
-    end = segment.leaf + 1
-    return 0 <= end < len(evidence.leaves) and evidence.leaves[end].state == segment.state
-
-
 def _opened(evidence: Evidence, leaf: int) -> bool:
-    return any(segment.leaf == leaf for segment in _segments(evidence))
+    return any(segment.leaf == leaf for segment in evidence.segments)
 
 
 def _line(evidence: Evidence, segment: SegmentReport) -> Line | None:
     """What a segment is judged by. None: between different classes, its phase has no line or its end was not opened."""
-    if evidence.one_class or _reproduced(evidence, segment):
+    if evidence.one_class or evidence.reproduced(segment):
         return _EXACT
     line = evidence.tolerance.line(segment.start, evidence.contract.iterations)
     return line if isinstance(line, Line) and _measured(segment) else None
@@ -435,15 +367,9 @@ def _error(evidence: Evidence, segment: SegmentReport) -> float:
 
 
 def _relative_error(evidence: Evidence, segment: SegmentReport) -> float | None:
-    if _reproduced(evidence, segment):
+    if evidence.reproduced(segment):
         return 0.0
     return segment.distances.relative if segment.distances is not None else None
-
-
-def _l2(evidence: Evidence, segment: SegmentReport) -> float | None:
-    if _reproduced(evidence, segment):
-        return 0.0
-    return segment.distances.l2 if segment.distances is not None else None
 
 
 def _near(claimed: float | None, found: float | None) -> bool:
