@@ -12,7 +12,7 @@ SCHEMA := platform/labapex_server/api/openapi.yaml
 DESCRIBE = $(BIN)/python manage.py spectacular --validate --fail-on-warn
 
 .DEFAULT_GOAL := help
-.PHONY: help setup runner demo test test-torch stack-test test-sandbox check audit sbom schema format lock bench bench-pages bench-package bench-proof bench-styles gpu-check attacks honest fuzz clean
+.PHONY: chaos help setup runner demo test test-torch stack-test test-sandbox check audit sbom schema format lock bench bench-ingest bench-pages bench-package bench-proof bench-styles gpu-check attacks honest fuzz clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,9 @@ bench-package: runner ## packaging and start-up for 1 MB, 100 MB and 1 GB of dat
 
 bench-ingest: $(VENV)/.complete ## points a second stored and acknowledged, and CPU for each, against MLflow and trackio; 5 minutes, DATABASE_URL=.. for PostgreSQL too
 	@$(BIN)/python benchmarks/wire.py --database-url '$(DATABASE_URL)'
+
+chaos: runner ## jobs while everything is killed, cut and garbled, on PostgreSQL, Redis and RabbitMQ; SECONDS=600, SEED=.. to have a play again
+	@$(BIN)/python tests/chaos/play.py --seconds '$(or $(SECONDS),600)' $(if $(SEED),--seed '$(SEED)')
 
 bench-proof: $(VENV)/.complete ## what recording and verifying cost, and a replay's error; 6 minutes, QUICK=1 for one
 	@$(BIN)/python benchmarks/proof.py $(if $(QUICK),--quick)
