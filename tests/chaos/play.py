@@ -39,7 +39,7 @@ from tests.e2e.wire import State, Wire  # noqa: E402
 from labapex.errors import LabApexError  # noqa: E402
 from labapex.protocol.states import JobState  # noqa: E402
 
-HOSTS = 2
+HOSTS = 3
 DOWN_SECONDS = 0.5  # before what was killed is started again
 CALM_SECONDS = 420.0  # after the last fault, within which every job that was begun must come to its end
 KEPT = ROOT / "test-artefacts" / "chaos"
@@ -175,7 +175,13 @@ def chaos(seed: int, seconds: float, folder: Path) -> dict[str, Any]:
     with marketplace(folder) as (play, stack):
         for number in range(2 + int(seconds / 20)):
             stack.submit(
-                scripts.job(folder / f"job-{number}", pause=dice.uniform(0.02, 0.08), epochs=12, audit_segments=2)
+                scripts.job(
+                    folder / f"job-{number}",
+                    pause=dice.uniform(0.02, 0.06),
+                    epochs=60,
+                    checkpoint_every=20,
+                    audit_segments=2,
+                )
             )
         for worker in play.workers:
             worker.start()
