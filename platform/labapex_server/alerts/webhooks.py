@@ -95,8 +95,11 @@ class _Line(http.client.HTTPConnection):
             self.default_port = 443  # which a Host header leaves out
 
     def connect(self) -> None:
-        line = socket.create_connection((self._address, self.port), timeout=self.timeout)
-        self.sock = ssl.create_default_context().wrap_socket(line, server_hostname=self.host) if self._secure else line
+        self.sock = socket.create_connection((self._address, self.port), timeout=self.timeout)
+        if self._secure:  # a handshake that never ends can be cut too
+            tls = ssl.create_default_context()
+            self.sock = tls.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
+            self.sock.do_handshake()
 
     def cut(self) -> None:
         """From the timer: whoever reads or writes is told that it is over."""
