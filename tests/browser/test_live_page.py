@@ -266,7 +266,9 @@ def test_stopping_asks_first_and_then_stops(running: Story, visit: Callable[...,
     expect(page.locator("[data-live=state]")).to_have_text("training")
     page.locator("[data-live=stop]").click()
     page.get_by_role("button", name="Stop the job").click()
-    expect(page.locator("[data-live=state]")).to_have_text("stopped")
+    expect(page.locator("[data-live=state]")).to_have_text(
+        "challenged"
+    )  # an epoch is complete: it is verified and paid
 
 
 def test_after_a_lost_connection_the_page_asks_for_what_follows_its_cursor(
@@ -393,4 +395,39 @@ def test_an_alert_appears_by_itself_and_says_when_it_is_over(
     books(lambda: (running.frame(losses=[1.0] * 30), alerts.look(clock.now() + timedelta(seconds=6))))
     expect(page.locator("[data-live=alerts]")).to_contain_text("Over since")
     page.screenshot(path=artefacts() / "live-alert.png")
+    assert visitor.complaints == []
+
+
+def test_each_commitment_is_listed_with_what_was_asked_of_it(
+    running: Story, visit: Callable[..., Any], books: Callable[..., Any]
+) -> None:
+    visitor = visit()
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    page.locator("details.commitments summary").click()
+    rows = page.locator("#commitments tbody tr")
+    expect(rows).to_have_count(22)  # one more at the end of the epoch
+    expect(rows.nth(21)).to_contain_text("200")
+    books(lambda: running.trained().challenged().opened(0, 17))
+    expect(rows.nth(17)).to_contain_text("drawn, opened; trained again from here", timeout=15_000)
+    expect(rows.nth(18)).to_contain_text("drawn, waited for")
+    page.screenshot(path=artefacts() / "live-commitments.png", full_page=True)
+    page.get_by_role("button", name="Later").click()
+    expect(page.locator("#commitments")).to_contain_text("page 2 of 3")
+    expect(rows.nth(14)).to_contain_text("drawn, waited for")
+    assert visitor.complaints == []
+
+
+def test_the_loss_is_drawn_over_a_logarithmic_axis_of_iterations(running: Story, visit: Callable[..., Any]) -> None:
+    visitor = visit()
+    page = visitor.go(f"/jobs/{running.job.pk}/")
+    drawn(page, 200)
+    page.get_by_role("button", name="Log x axis").click()
+    drawn(page, 199)  # a logarithm knows no iteration 0
+    chart(page).focus()
+    page.keyboard.press("Home")
+    expect(page.locator("[data-live=loss-readout]")).to_contain_text("iteration 1")
+    page.screenshot(path=artefacts() / "live-log-x.png")
+    page.get_by_role("button", name="Log x axis").click()
+    drawn(page, 200)
     assert visitor.complaints == []

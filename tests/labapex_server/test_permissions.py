@@ -176,6 +176,7 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "jobs/<uuid:job_id>/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/timeline/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/chart/"): OwnPage(),
+    ("GET", "jobs/<uuid:job_id>/commitments/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/clock/"): OwnPage(),
     ("GET", "jobs/<uuid:job_id>/series/"): OwnPage(),
     ("GET", "compare/"): Page(),

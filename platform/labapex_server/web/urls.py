@@ -28,6 +28,7 @@ urlpatterns = [
     path("jobs/new/check/", jobs.check, name="check-job"),
     path("jobs/<uuid:job_id>/", jobs.live, name="job"),
     path("jobs/<uuid:job_id>/timeline/", jobs.timeline, name="timeline"),
+    path("jobs/<uuid:job_id>/commitments/", jobs.commitments, name="commitments"),
     path("jobs/<uuid:job_id>/chart/", jobs.chart, name="chart"),
     path("jobs/<uuid:job_id>/clock/", jobs.clock, name="clock"),
     path("jobs/<uuid:job_id>/stop/", jobs.stop, name="stop-job"),

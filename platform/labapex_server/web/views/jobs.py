@@ -29,6 +29,7 @@ from labapex_server.telemetry.stints import parts
 from labapex_server.telemetry.summaries import curve
 from labapex_server.transparency import certificates, starts
 from labapex_server.verification import services as verification
+from labapex_server.web import commitments as committed
 from labapex_server.web import reads, words
 from labapex_server.web.forms import MAX_YAML, SubmitForm, read_document
 from labapex_server.web.views.common import PAGE, number, own_job, signed_in, user_of
@@ -121,6 +122,16 @@ def live(request: HttpRequest, job_id: UUID) -> HttpResponse:
 @require_GET
 def timeline(request: HttpRequest, job_id: UUID) -> HttpResponse:
     return render(request, "web/_timeline.html", _timeline(own_job(request, job_id)))
+
+
+@never_cache
+@signed_in
+@require_GET
+def commitments(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    """A page of the run's commitments: a fragment."""
+    job = own_job(request, job_id)
+    page = Paginator(committed.leaves(job), PAGE).get_page(request.GET.get("page"))
+    return render(request, "web/_commitments.html", {"job": job, "page": page, "rows": committed.described(job, page)})
 
 
 def _timeline(job: Job) -> dict[str, object]:

@@ -5,7 +5,7 @@ import uPlot from "../vendor/uplot/uPlot.esm.js";
 import { clock, count } from "./format.js";
 
 const STEPS_SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400, 172800];
-export const ITERATIONS = { axis: { incrs: [1, 2, 5].flatMap((m) => Array.from({ length: 9 }, (_, p) => m * 10 ** p)).sort((a, b) => a - b), values: (_, splits) => splits.map(count), space: 70 } };
+export const ITERATIONS = { axis: { incrs: [1, 2, 5].flatMap((m) => Array.from({ length: 9 }, (_, p) => m * 10 ** p)).sort((a, b) => a - b), values: (_, splits) => splits.map((v) => v === null ? "" : count(v)), space: 70 } };
 export const short = (v) => (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e5) ? v.toExponential(0) : String(Number(v.toPrecision(6))));
 export const SECONDS = { axis: { incrs: STEPS_SECONDS, values: (_, splits) => splits.map(clock), space: 70 } };
 
@@ -61,7 +61,7 @@ export class Chart {
         y: false, drag: { x: true, y: false, dist: 6 }, points: { size: 7, fill: colour("surface") },
         bind: { dblclick: () => () => { this.reset(); return null; } },
       },
-      scales: { x: this.logX ? { time: false, distr: 3 } : { time: false }, y: this.log ? { distr: 3, range: (_, min, max) => min > 0 ? [min * 0.9, max * 1.1] : [0.1, 1] } : { range: this.y.range } },
+      scales: { x: this.logX ? { time: false, distr: 3, range: (_, min, max) => min < max ? [min, max] : min > 0 ? [min / 2, min * 2] : [1, 10] } : { time: false }, y: this.log ? { distr: 3, range: (_, min, max) => min > 0 ? [min * 0.9, max * 1.1] : [0.1, 1] } : { range: this.y.range } },
       axes: [
         { ...axis, size: 34, ...this.x.axis },
         { ...axis, size: 62, ...(this.log ? {} : this.y.axis), values: (_, splits) => splits.map((v) => v === null ? "" : this.y.format(v)) },

@@ -15,7 +15,8 @@ function epochs(plot, colour, run) {
   const { ctx, bbox } = plot, scale = devicePixelRatio;
   const left = Math.max(1, Math.ceil(plot.scales.x.min / run.perEpoch)), right = Math.min(run.job.spec.epochs, Math.floor(plot.scales.x.max / run.perEpoch));
   if (!(right >= left)) return;
-  const gap = (plot.valToPos(run.perEpoch, "x", true) - plot.valToPos(0, "x", true)) / scale;
+  const pixels = (epoch) => plot.valToPos(epoch * run.perEpoch, "x", true);
+  const gap = (pixels(right + 1) - pixels(right)) / scale; // on a logarithmic axis the narrowest
   const stride = Math.max(1, Math.ceil(8 / gap)), labels = stride * Math.max(1, Math.ceil(64 / (gap * stride)));
   ctx.save();
   ctx.strokeStyle = colour("epoch");
@@ -25,7 +26,7 @@ function epochs(plot, colour, run) {
   ctx.font = `${11 * scale}px ${getComputedStyle(document.body).fontFamily}`;
   ctx.textAlign = "right";
   for (let epoch = Math.ceil(left / stride) * stride; epoch <= right; epoch += stride) {
-    const x = Math.round(plot.valToPos(epoch * run.perEpoch, "x", true));
+    const x = Math.round(pixels(epoch));
     ctx.beginPath();
     ctx.moveTo(x, bbox.top);
     ctx.lineTo(x, bbox.top + bbox.height);
@@ -170,10 +171,19 @@ export class Charts {
     const { run } = this;
     const positive = (values) => values.map((value) => (value !== null && value > 0 ? value : null)); // log axes know no zero
     this.shown = this.detail ? run.withDetail(this.detail) : [run.iterations, run.losses, run.smooth];
+    if (this.loss.logX && this.shown[0][0] <= 0) this.shown = this.shown.map((column) => column.slice(1)); // nor does x
     const [x, losses, average] = this.shown;
     const raw = this.loss.log ? positive(losses) : losses;
     const smooth = run.smoothing > 0 ? (this.loss.log ? positive(average) : average) : losses.map(() => null);
     this.loss.setData([x, raw, smooth]);
+  }
+
+  // Points are drawn first and last: an axis must not meet one that it cannot show.
+  setLogX(on) {
+    this.loss.logX = on;
+    if (on) this.drawLoss();
+    this.loss.setLogX(on);
+    this.drawLoss();
   }
 
   // A zoom into what is known in buckets only asks for a finer drawing of it: `detailed(first, stop)`.

@@ -217,6 +217,11 @@ $("log").addEventListener("click", (event) => {
   charts.loss.setLog(on);
   charts.drawLoss();
 });
+$("log-x").addEventListener("click", (event) => {
+  const on = event.currentTarget.getAttribute("aria-pressed") !== "true";
+  event.currentTarget.setAttribute("aria-pressed", on);
+  charts.setLogX(on);
+});
 $("reset").addEventListener("click", () => charts.all((chart) => chart.reset()));
 run.setSmoothing(Number($("smoothing").value)); // a reloaded page keeps what its reader had chosen
 set("smoothing-value", run.smoothing.toFixed(2));
