@@ -90,6 +90,33 @@ def test_a_stopped_job_costs_what_was_complete_at_that_instant_and_no_more(stack
     assert said.summary["verdict"] == "verified"
 
 
+def test_a_stopped_job_is_resumed_on_another_host_and_no_epoch_is_paid_twice(stack: Stack, tmp_path: Path) -> None:
+    with stack.worker("begins"):
+        job = submit(stack, tmp_path / "paused")
+        stack.until_trained(job, 13)
+        assert stack.cli("stop", str(job)).code == 0
+        assert ended(stack, job) is JobState.CANCELLED
+    before = stack.client.events(job).losses
+    assert len(before) == 10
+    said = stack.cli("resume", str(job), "--json")
+    assert said.code == 0, said.err
+    with stack.worker("goes-on"):
+        assert ended(stack, job) is JobState.VERIFIED, stack.job(job).reason
+    events = stack.client.events(job)
+    assert len(events.losses) == scripts.ITERATIONS
+    assert events.losses[:10] == before
+    verdict = stack.client.checked_verdict(job).verdict
+    assert (verdict.verified_epochs, verdict.loss_logs, verdict.replay_max_error) == (3, scripts.ITERATIONS, 0.0)
+    receipt = balanced(stack, job)
+    assert [(payment.worker, payment.epochs) for payment in receipt.payments] == [("begins", 1), ("goes-on", 2)]
+    proof = tmp_path / "proof"
+    assert stack.cli("pull", str(job), "--proof", proof).code == 0
+    said = stack.cli("verify", proof, "--data", tmp_path / "paused" / "data", "--json")
+    assert said.code == 0, said.err
+    assert stack.cli("pull", str(job), "--output", tmp_path / "weights").code == 0
+    assert (tmp_path / "weights" / "certificate.json").exists()
+
+
 def test_a_host_that_is_lost_is_paid_for_what_it_handed_in_when_its_job_is_stopped(
     stack: Stack, tmp_path: Path
 ) -> None:

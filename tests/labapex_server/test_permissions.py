@@ -102,6 +102,7 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "api/v1/jobs/<uuid:job>/"): OwnThing(),
     ("GET", "api/v1/jobs/<uuid:job>/events/"): OwnThing(),
     ("POST", "api/v1/jobs/<uuid:job>/stop/"): OwnThing(),
+    ("POST", "api/v1/jobs/<uuid:job>/resume/"): OwnThing(),
     ("DELETE", "api/v1/jobs/<uuid:job>/data/"): OwnThing(409, "conflict"),  # it trains
     ("GET", "api/v1/storage/"): Program(),
     ("DELETE", "api/v1/storage/files/"): Program(),
@@ -181,6 +182,7 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "jobs/<uuid:job_id>/series/"): OwnPage(),
     ("GET", "compare/"): Page(),
     ("POST", "jobs/<uuid:job_id>/stop/"): OwnPage(302),
+    ("POST", "jobs/<uuid:job_id>/resume/"): OwnPage(302),
     ("POST", "jobs/<uuid:job_id>/delete/"): OwnPage(302),
     ("GET", "storage/"): Page(),
     ("POST", "storage/"): Page(302),

@@ -167,6 +167,17 @@ def stop(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> N
             )
 
 
+def resume(job: JobArgument, url: UrlOption = None, json: JsonOption = False) -> None:
+    """Let a stopped job go on behind its last paid epoch. The rest of its budget is held again, and no epoch is paid twice."""
+    client = connect(url)
+    resumed = client.resume(find(client, job))
+    if json:
+        print_json(resumed)
+    else:
+        say(f"{resumed.id} is {resumed.state.value}: {one_line(resumed.reason)}")
+        say(f"Follow it with `labapex logs -f {short(resumed.id)}`")
+
+
 def _offer_to_write(path: Path) -> Path:
     """A labapex.yaml for the script that lies there, if whoever sits here wants one."""
     folder = path if path.is_dir() else path.parent

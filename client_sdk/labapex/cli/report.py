@@ -200,8 +200,8 @@ def next_commands(job: JobView) -> list[str]:
         return [f"labapex pull {job.id}", f"labapex verify {job.id} --replay"]
     if job.state is JobState.REJECTED:
         return [f"labapex show {job.id}", f"labapex verify {job.id} --replay"]
-    if job.state is JobState.CANCELLED and job.paid:
-        return [f"labapex pull {job.id}", f"labapex logs {job.id}"]
+    if job.state is JobState.CANCELLED and job.paid_epochs:
+        return [f"labapex pull {job.id}", *([f"labapex resume {job.id}"] if job.resumable else [])]
     return [f"labapex logs {job.id}"] if job.state.ended else [f"labapex logs -f {job.id}"]
 
 

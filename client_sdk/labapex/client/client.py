@@ -239,6 +239,10 @@ class Client(Results):
         """Send a trial to them."""
         self._connection.call(Request("POST", "/api/v1/alerts/trial/"), repeatable=False)
 
+    def resume(self, job: UUID) -> JobView:
+        """Let a stopped job go on behind its last paid epoch; the rest of its budget is held. Raises `NotEnoughCredit`."""
+        return self._ask(JobView, "POST", f"jobs/{job}/resume/")
+
     # -- offers --------------------------------------------------------------------------------------------------------
 
     def offers(

@@ -224,6 +224,8 @@ class JobView(Message):
     package_ms: float | None
     first_loss_seconds: float | None
     verdict: Literal["verified", "rejected"] | None
+    paid_epochs: int = 0  # that were verified and paid until now
+    resumable: bool = False  # it was stopped, and may go on behind them
     url: str  # of the live page
     erased: tuple[Erased, ...] = ()
     erase_after: float | None = None  # Unix time: then the rest goes, as its owner asked

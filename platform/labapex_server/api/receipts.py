@@ -22,7 +22,8 @@ def receipt(job: Job) -> Receipt:
     if not JobState(job.state).ended:
         raise NotFinishedYet(f"the job is {job.state}; its receipt comes when it has ended")
     money = ledger.outcome(job.hold)
-    verdict = VerdictRecord.objects.select_related("lease").filter(job=job, stands=True).order_by("-issued_at").first()
+    verified = VerdictRecord.objects.select_related("lease").filter(job=job, document__verdict="verified")
+    verdict = verified.order_by("-issued_at").first()  # of a job that was resumed the last one covers all before it
     shares = marketplace.shares(verdict.lease) if verdict is not None and money.paid else []
     return Receipt(
         job=job.pk,
@@ -30,7 +31,7 @@ def receipt(job: Job) -> Receipt:
         paid=money.paid,
         refunded=money.refunded,
         price_per_epoch=job.price_per_epoch or 0,
-        verified_epochs=verdict.document["verified_epochs"] if verdict else 0,
+        verified_epochs=job.paid_epochs,
         payments=tuple(
             Payment(
                 worker=share.lease.worker.name,

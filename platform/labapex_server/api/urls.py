@@ -24,6 +24,7 @@ _v1 = [
     path("jobs/<uuid:job>/events/", views.JobEvents.as_view()),
     path("jobs/<uuid:job>/stop/", views.JobStop.as_view()),
     path("jobs/<uuid:job>/data/", views.JobData.as_view()),
+    path("jobs/<uuid:job>/resume/", views.JobResume.as_view()),
     path("jobs/<uuid:job>/verdict/", views.JobVerdict.as_view()),
     path("jobs/<uuid:job>/receipt/", views.JobReceipt.as_view()),
     path("jobs/<uuid:job>/weights/", views.JobWeights.as_view()),

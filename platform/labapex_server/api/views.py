@@ -181,6 +181,20 @@ class StoredFiles(APIView):
         return answer(erasing.storage(user_of(request)))
 
 
+class JobResume(APIView):
+    scopes = needs(POST=Scope.JOBS_WRITE)
+
+    @extend_schema(
+        operation_id="resume_job",
+        tags=["jobs"],
+        summary="Let a stopped job go on behind its last paid epoch, with the rest of its budget",
+        request=None,
+        responses=JobView,
+    )
+    def post(self, request: Request, job: UUID) -> HttpResponse:
+        return answer(jobs.view(verification.go_on(own_job(request, job))))
+
+
 class JobVerdict(APIView):
     scopes = needs(GET=Scope.JOBS_READ)
 

@@ -49,6 +49,7 @@ def terms(user: User, job_id: UUID) -> Terms:
         if job is None
         else VerdictRecord.objects.select_related("lease__worker__owner", "lease__job")
         .filter(job=job, stands=True)
+        .order_by("-issued_at")  # one that was stopped and resumed has several; the last is of all of it
         .first()
     )
     if job is None or record is None:

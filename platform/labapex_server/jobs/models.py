@@ -107,6 +107,11 @@ class Job(models.Model):
         """The packages that its script runs with; none before the preflight."""
         return Lock() if self.requirements is None else Lock.model_validate(self.requirements)
 
+    @property
+    def resumable(self) -> bool:
+        """Whether it was stopped behind epochs that are paid, and can go on from there."""
+        return self.state == JobState.CANCELLED.value and bool(self.paid_epochs and self.handovers)
+
 
 class Transition(models.Model):
     """The audit trail: append-only."""

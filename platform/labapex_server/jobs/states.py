@@ -64,7 +64,9 @@ TRANSITIONS: dict[JobState, dict[JobState, str]] = {
     S.REJECTED: {},
     S.REFUSED: {},
     S.FAILED: {},
-    S.CANCELLED: {},
+    S.CANCELLED: {
+        S.QUEUED: "resumed by the client, behind the last epoch that was paid",
+    },
 }
 
 OVERTURNED: dict[JobState, dict[JobState, str]] = {

@@ -57,6 +57,8 @@ def view(job: Job) -> JobView:
         budget=job.budget,
         cost=money.paid if state.ended else _cost(job, lease, per_epoch, complete),
         paid=money.paid,
+        paid_epochs=job.paid_epochs,
+        resumable=job.resumable,
         refunded=money.refunded,
         worker=lease.worker.name if lease else None,
         device=(lease.environment or {}).get("device") if lease else None,

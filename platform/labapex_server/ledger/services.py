@@ -135,7 +135,7 @@ def void(held: Transfer) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a hold, micro-credits; `held == paid + refunded` once it is closed."""
+    """What became of the holds of a job, micro-credits; `held == paid + refunded` once all are closed."""
 
     held: int
     paid: int
@@ -144,16 +144,22 @@ class Outcome:
 
 
 def outcome(held: Transfer | None) -> Outcome:
-    """Where the money of a hold is. Without a hold nothing was ever promised."""
+    """Where the money of a hold is, and of earlier ones of the same job: one that was resumed has several. Without a hold
+    nothing was ever promised."""
     if held is None:
         return Outcome(held=0, paid=0, refunded=0, open=False)
-    current = Transfer.objects.get(pk=held.pk)
-    if current.status == HELD:
-        return Outcome(held=current.amount, paid=0, refunded=0, open=True)
-    if current.status == VOIDED:
-        return Outcome(held=current.amount, paid=0, refunded=current.amount, open=False)
-    refunded = _sum(current.settlements.filter(credit=current.debit, memo__in=RESTS))
-    return Outcome(held=current.amount, paid=current.amount - refunded, refunded=refunded, open=False)
+    before = Transfer.objects.filter(job=held.job, debit=held.debit_id, hold=None, created_at__lt=held.created_at)
+    holds = before | Transfer.objects.filter(pk=held.pk)  # what is staked on its verdict comes later
+    amounts = {HELD: 0, POSTED: 0, VOIDED: 0}
+    for status, amount in holds.values_list("status", "amount"):
+        amounts[status] += amount
+    rest = _sum(Transfer.objects.filter(hold__in=holds, credit=held.debit_id, memo__in=RESTS)) if amounts[POSTED] else 0
+    return Outcome(
+        held=sum(amounts.values()),
+        paid=amounts[POSTED] - rest,
+        refunded=rest + amounts[VOIDED],
+        open=bool(amounts[HELD]),
+    )
 
 
 def credits_text(amount: int) -> str:

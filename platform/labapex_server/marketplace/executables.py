@@ -122,7 +122,7 @@ def limits(job: Job, terms: Contract) -> Limits:
 
 def continued(before: Lease, handovers: tuple[Handover, ...], *, lease: UUID) -> Contract:
     """The terms of a lease whose host goes on with the run of `before`: the very same, seed and all, but for who has them."""
-    return before.terms.model_copy(update={"lease": lease, "handovers": handovers})
+    return before.terms.model_copy(update={"lease": lease, "handovers": handovers, "stopped": None})
 
 
 def upload_every(job: Job, terms: Contract) -> int:

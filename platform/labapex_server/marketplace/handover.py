@@ -53,9 +53,13 @@ def begin_anew(lost: Lease, reason: str, *, false: bool) -> bool:
 
 def predecessor(job: Job, environment: Environment | None) -> Lease | None:
     """The lost lease with whose run the next one goes on. None where it begins anew: because nothing is there to go on from,
-    or because no host of that class came for so long that one of another class may."""
+    or because no host of that class came for so long that one of another class may; not where epochs of it are paid already."""
     if not job.handovers:
         return None
     before = Lease.objects.get(pk=job.handovers[-1]["lease"])
-    waited = before.ended_at is not None and before.ended_at < clock.after(-settings.LABAPEX.handover_wait_seconds)
+    waited = (
+        not job.paid_epochs
+        and before.ended_at is not None
+        and before.ended_at < clock.after(-settings.LABAPEX.handover_wait_seconds)
+    )
     return None if waited and environment is not None and another_class(before, environment) else before

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.db import transaction
 
-from labapex.protocol.contract import Stint
+from labapex.protocol.contract import Handover, Stint
 from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex.protocol.verdict import Verdict
 from labapex_server.jobs import services as jobs
@@ -22,10 +23,10 @@ from labapex_server.workers.models import Finding
 
 
 @transaction.atomic
-def settle(lease: Lease, verdict: Verdict) -> bool:
+def settle(lease: Lease, verdict: Verdict, resumed_by: Sequence[Handover] = ()) -> bool:
     """Move the money as the verdict says, end job and lease, and write down what it says of the hosts, all or nothing.
 
-    False: it was done before."""
+    `resumed_by`: how a job that was stopped may go on later. False: it was done before."""
     job = Job.objects.select_related("hold").get(pk=lease.job_id)
     if job.state != JobState.SETTLING.value:
         return False
@@ -44,30 +45,28 @@ def settle(lease: Lease, verdict: Verdict) -> bool:
         _mark_verified(job, due)
     else:
         _mark_rejected(Lease.objects.select_related("worker").get(pk=verdict.blamed or lease.pk), verdict)
-    ended = (
-        jobs.advance(job, JobState.REJECTED, reason=verdict.reason, fault=verdict.fault)
-        if not verified
-        else (
-            _stopped(job, verdict, due)
-            if terms.stopped is not None
-            else jobs.advance(
-                job, JobState.VERIFIED, reason=verdict.reason, fault=verdict.fault, paid_epochs=terms.epochs
-            )
-        )
-    )
-    if not ended:
+    if not _end(job, verdict, due, resumed_by, stopped=terms.stopped is not None):
         raise Conflict("the job was settled by someone else")
     return True
 
 
-def _stopped(job: Job, verdict: Verdict, due: list[Share]) -> bool:
-    """The end of a job that its client stopped, and whose complete epochs were verified."""
-    money, paid = ledger.outcome(job.hold), sum(part.epochs for part in due)
+def _end(job: Job, verdict: Verdict, due: list[Share], resumed_by: Sequence[Handover], *, stopped: bool) -> bool:
+    """The job's end state, with the reason. False: it was in another state."""
+    if verdict.verdict != "verified":
+        return jobs.advance(job, JobState.REJECTED, reason=verdict.reason, fault=verdict.fault)
+    epochs = verdict.verified_epochs
+    if not stopped:
+        return jobs.advance(job, JobState.VERIFIED, reason=verdict.reason, fault=verdict.fault, paid_epochs=epochs)
+    paid, paid_for = sum(part.amount for part in due), sum(part.epochs for part in due)
+    back = (job.hold.amount if job.hold is not None else paid) - paid
     reason = (
-        f"stopped by its owner: {verdict.verified_epochs} of {verdict.epochs} epochs are verified; {paid} of them are paid"
-        f" now with {ledger.credits_text(money.paid)} credits, {ledger.credits_text(money.refunded)} are given back"
+        f"stopped by its owner: {epochs} of {verdict.epochs} epochs are verified; {paid_for} of them are paid now with"
+        f" {ledger.credits_text(paid)} credits, {ledger.credits_text(back)} are given back"
     )
-    return jobs.advance(job, JobState.CANCELLED, reason=reason, fault=Fault.CLIENT, paid_epochs=verdict.verified_epochs)
+    handovers = [each.model_dump(mode="json") for each in resumed_by]
+    return jobs.advance(
+        job, JobState.CANCELLED, reason=reason, fault=Fault.CLIENT, paid_epochs=epochs, handovers=handovers
+    )
 
 
 def _mark_verified(job: Job, due: list[Share]) -> None:

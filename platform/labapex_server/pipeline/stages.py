@@ -77,7 +77,10 @@ def settle(job: Job, beat: Beat) -> None:
     record = VerdictRecord.objects.select_related("lease__worker__owner").filter(job=job).latest("issued_at")
     logs.about(lease=record.lease_id, worker=record.lease.worker_id)
     verdict = Verdict.model_validate(record.document)
-    if marketplace.settle(record.lease, verdict) and record.lease.terms.stopped is None:
+    if (
+        marketplace.settle(record.lease, verdict, verification.resumed_by(record.lease))
+        and record.lease.terms.stopped is None
+    ):
         certificates.certify(record.lease, verdict)
 
 

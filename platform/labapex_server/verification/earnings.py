@@ -27,6 +27,7 @@ def of(worker: Worker, *, skip: int) -> Earnings:
         stands=True,
         job__leases__worker=worker,
         job__leases__state=LeaseState.SETTLED.value,
+        job__leases__granted_at__lt=F("issued_at"),  # of a job that was resumed not those before its part
         lease__state=LeaseState.SETTLED.value,
     ).distinct()
     rows = settled.select_related("lease", "job").order_by("lease__ended_at", "pk")[skip : skip + PAGE]
@@ -41,37 +42,45 @@ def of(worker: Worker, *, skip: int) -> Earnings:
                 name=row.job.name,
                 verdict=row.document["verdict"],
                 verified_epochs=_epochs(row, worker),
-                paid=paid.get((row.job_id, worker.pk), 0),
+                paid=paid.get((row.pk, worker.pk), 0),
                 settled_at=ended.timestamp(),
             )
         )
     return Earnings(results=tuple(found), total=settled.count())
 
 
-def paid_to(judged: Iterable[VerdictRecord], owner: User) -> dict[tuple[UUID, UUID], int]:
-    """Micro-credits that jobs paid to an owner for the work of a worker, by job and worker."""
-    rows = list(judged)
-    alone = {row.job_id: row.lease.worker_id for row in rows if not _shares(row)}
-    found = {(job, alone[job]): amount for job, amount in paid_for(alone, owner).items()}
-    for row in rows:
+def paid_to(judged: Iterable[VerdictRecord], owner: User) -> dict[tuple[int, UUID], int]:
+    """Micro-credits that verdicts paid to an owner for the work of a worker, by verdict and worker."""
+    rows = [row for row in judged if row.document["verdict"] == "verified"]
+    alone = {row.job_id: (row.pk, row.lease.worker_id) for row in rows if not _in_parts(row)}
+    found = {alone[job]: amount for job, amount in paid_for(alone, owner).items()}
+    for row in filter(_in_parts, rows):
         for share in _shares(row):
             if share.lease.worker.owner_id == owner.pk:
-                key = row.job_id, share.lease.worker_id
+                key = row.pk, share.lease.worker_id
                 found[key] = found.get(key, 0) + share.amount
     return found
 
 
+def _in_parts(row: VerdictRecord) -> bool:
+    """Whether several hosts made a run, or it was stopped: else all that its job paid is one host's, by one verdict."""
+    return bool(row.lease.contract.get("handovers") or row.lease.contract.get("stopped"))
+
+
 def _shares(row: VerdictRecord) -> list[marketplace.Share]:
-    """Of a verified run that several hosts made; what is due to each is what was paid."""
-    several = row.document["verdict"] == "verified" and row.lease.contract.get("handovers")
-    return marketplace.shares(row.lease) if several else []
+    """What is due to each host of such a run is what was paid. What an earlier verdict on the same job paid is not among it."""
+    before = VerdictRecord.objects.filter(
+        job=row.job_id, stands=True, issued_at__lt=row.issued_at, document__verdict="verified"
+    )
+    paid = max((each["verified_epochs"] for each in before.values_list("document", flat=True)), default=0)
+    return marketplace.shares(row.lease, paid=paid)
 
 
 def _epochs(row: VerdictRecord, worker: Worker) -> int:
     """Verified epochs that ended on a worker."""
-    shares = _shares(row)
-    own = sum(share.epochs for share in shares if share.lease.worker_id == worker.pk)
-    return own if shares else int(row.document["verified_epochs"])
+    if row.document["verdict"] != "verified" or not _in_parts(row):
+        return int(row.document["verified_epochs"])
+    return sum(share.epochs for share in _shares(row) if share.lease.worker_id == worker.pk)
 
 
 def paid_for(jobs: Iterable[UUID], owner: User) -> dict[UUID, int]:

@@ -1,8 +1,9 @@
 """Which states of runs that are not over the platform keeps. Those that nobody can ask for any more are deleted.
 
 A lost host's go when its job waits for a host that begins anew; those that are handed over stay as long as the run may go on
-from them or be challenged. Of a job that has ended stays what its challenge asked for, which its proof is made of, and whatever
-a host handed in in whose work something false was found: that is the evidence, until `verification.erasing` deletes it.
+from them or be challenged. Of a job that has ended stays what its challenge asked for, which its proof is made of, of one that
+was stopped what it may be resumed from, and whatever a host handed in in whose work something false was found: that is the
+evidence, until `verification.erasing` deletes it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ def _needed(job: Job) -> set[tuple[UUID, int]]:
     if not JobState(job.state).ended:
         handovers = map(Handover.model_validate, job.handovers)
         return {(each.lease, index) for each in handovers for index in each.held}
+    handovers = map(Handover.model_validate, job.handovers if job.resumable else ())
     drawn = Challenge.objects.filter(lease__job=job).select_related("lease")
-    return {
+    return {(each.lease, index) for each in handovers for index in each.held} | {
         (state.lease_id, state.index) for each in drawn for state in openings.opened(each.lease.terms, each.all_indices)
     }

@@ -29,6 +29,7 @@ from labapex_server.verification.evidence import Record
 from labapex_server.verification.models import Challenge, Replay
 from labapex_server.verification.openings import is_leafs
 from labapex_server.verification.preflight import preflight
+from labapex_server.verification.resuming import go_on, resumed_by
 from labapex_server.verification.retention import forget as forget_states
 from labapex_server.verification.stopping import stop, wind_up
 from labapex_server.verification.takeover import accept as keep_state
@@ -46,6 +47,7 @@ __all__ = [
     "expected_to_keep",
     "forget_states",
     "forgive_silence",
+    "go_on",
     "handed_over",
     "issue",
     "keep_state",
@@ -53,6 +55,7 @@ __all__ = [
     "preflight",
     "reject_late",
     "resume",
+    "resumed_by",
     "signed",
     "stop",
     "verify",

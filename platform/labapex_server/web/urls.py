@@ -32,6 +32,7 @@ urlpatterns = [
     path("jobs/<uuid:job_id>/chart/", jobs.chart, name="chart"),
     path("jobs/<uuid:job_id>/clock/", jobs.clock, name="clock"),
     path("jobs/<uuid:job_id>/stop/", jobs.stop, name="stop-job"),
+    path("jobs/<uuid:job_id>/resume/", jobs.resume, name="resume-job"),
     path("jobs/<uuid:job_id>/delete/", storage.delete, name="delete-job"),
     path("jobs/<uuid:job_id>/verdict/", jobs.verdict, name="verdict"),
     path("jobs/<uuid:job_id>/verdict.json", jobs.verdict_json, name="verdict-json"),

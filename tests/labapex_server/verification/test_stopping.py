@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import uuid
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from tests.labapex_server.gateway.stage import Host, Run, a_host, a_true_state, queued_job
-from tests.labapex_server.scenes import stand_in
+from tests.labapex_server.scenes import finished, stand_in
 from tests.labapex_server.verification.relay import (
     EPOCHS,
     EVERY,
@@ -24,6 +25,7 @@ from tests.labapex_server.verification.relay import (
     training,
 )
 
+from labapex.errors import NotEnoughCredit
 from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex_server.accounts.models import User
 from labapex_server.api.receipts import receipt
@@ -32,7 +34,7 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.lib import clock
-from labapex_server.lib.errors import Missing, NotFinishedYet
+from labapex_server.lib.errors import Conflict, Gone, Missing, NotFinishedYet
 from labapex_server.marketplace import services as marketplace
 from labapex_server.marketplace.models import Lease
 from labapex_server.pipeline import stages
@@ -41,7 +43,7 @@ from labapex_server.telemetry import summaries
 from labapex_server.telemetry.services import LogRefused
 from labapex_server.telemetry.stints import parts
 from labapex_server.transparency import certificates
-from labapex_server.verification import earnings, evidence, proofs
+from labapex_server.verification import earnings, erasing, evidence, proofs
 from labapex_server.verification import services as verification
 from labapex_server.verification.models import Challenge, OpenedState
 from labapex_server.web import reads
@@ -162,7 +164,7 @@ def test_nothing_is_added_after_the_stop_and_the_host_is_told_at_once(job: Job, 
         telemetry.ingest(rig.worker.pk, run.executable.frames[2])
     assert not refused.value.breach
     assert books.is_stopped(rig.worker, run.lease.pk)
-    news = books.news(rig.worker, [run.lease.pk], set())
+    (news,) = books.news([books.Asked(rig.worker.pk, (run.lease.pk,), frozenset(), states=True)])
     assert (news.stopped, news.released) == ((run.lease.pk,), ())
     with pytest.raises(Missing):
         verification.keep_state(Lease.objects.get(pk=run.lease.pk), STEPS.index(9), io.BytesIO(a_true_state(4)))
@@ -188,6 +190,168 @@ def test_a_lie_in_a_complete_epoch_is_found_and_nothing_is_paid(job: Job, rig: H
     assert settled(job).state == JobState.REJECTED
     balanced(job, 0)
     assert reputation.of(rig.worker).false == 1
+
+
+# -- it goes on later --------------------------------------------------------------------------------------------------
+
+
+def paused(job: Job, host: Host, iterations: int = 16) -> Run:
+    """A job that trained, was stopped, verified and paid so far."""
+    run = training(job, host)
+    send(run, iterations)
+    stopped(job)
+    assert judged(run).verdict == "verified"
+    settled(job)
+    return run
+
+
+def test_a_stopped_job_goes_on_behind_its_last_paid_epoch_and_no_epoch_is_paid_twice(
+    job: Job, rig: Host, second: Host
+) -> None:
+    first = paused(job, rig)
+    price, budget = first.lease.price_per_epoch, job.budget
+    assert jobs.view(now(job)).resumable
+    states = OpenedState.objects.filter(lease=first.lease).count()
+    verification.forget_states(clock.now())
+    assert OpenedState.objects.filter(lease=first.lease).count() == states, "all were drawn, and are needed"
+
+    waiting = verification.go_on(now(job))
+    assert (waiting.state, waiting.ended_at, waiting.fault) == (JobState.QUEUED, None, "")
+    assert ledger.balance(ledger.account_of(job.owner)).held == budget - 2 * price
+    assert verification.go_on(now(job)).version == waiting.version, "once is enough"
+    assert jobs.view(now(job)).cost == 2 * price
+
+    run = training(job, second)
+    terms = run.lease.terms
+    assert (run.lease.seed, terms.first, terms.stopped) == (first.lease.seed, first.lease.terms, None)
+    assert terms.after is not None
+    assert terms.after.step == 2 * PER_EPOCH
+    assert verification.handed_over(run.lease, terms.after.index).read_bytes() == a_true_state(terms.after.index)
+    finished(run)
+    assert telemetry.losses(Lease.objects.get(pk=run.lease.pk)) == LOSSES
+    verdict = judged(run)
+    assert (verdict.verdict, verdict.verified_epochs, verdict.loss_logs) == ("verified", 3, len(LOSSES)), verdict.reason
+    done = settled(job)
+    assert (done.state, done.paid_epochs) == (JobState.VERIFIED, 3)
+    told = receipt(done)
+    assert told.paid == 2 * price + run.lease.price_per_epoch
+    assert told.held == told.paid + told.refunded == budget + (budget - 2 * price)
+    assert [(each.worker, each.epochs) for each in told.payments] == [("rig", 2), ("second", 1)]
+    assert ledger.balance(ledger.account_of(job.owner)).held == 0
+    assert ledger.spent(ledger.account_of(job.owner)) == told.paid
+    assert proofs.prepare(done)[0].contract == verdict.contract
+    assert verification.weights(done)[1] == verdict.weights
+    earned = reads.earnings([rig.worker.pk, second.worker.pk], rig.worker.owner)
+    assert earned == {rig.worker.pk: 2 * price, second.worker.pk: run.lease.price_per_epoch}
+    assert [each.paid for each in earnings.of(rig.worker, skip=0).results] == [2 * price, 0]
+    (found,) = earnings.of(second.worker, skip=0).results
+    assert (found.paid, found.verified_epochs) == (run.lease.price_per_epoch, 1)
+
+
+def test_a_job_is_stopped_and_resumed_any_number_of_times(job: Job, rig: Host) -> None:
+    first = paused(job, rig, 8)
+    verification.go_on(now(job))
+    again = training(job, rig)
+    send(again, 16)
+    stopped(job)
+    assert judged(again).verified_epochs == 2
+    ended = settled(job)
+    assert (ended.state, ended.paid_epochs) == (JobState.CANCELLED, 2)
+    balanced(job, first.lease.price_per_epoch + again.lease.price_per_epoch)
+    verification.go_on(now(job))
+    last = training(job, rig)
+    finished(last)
+    assert judged(last).verdict == "verified"
+    assert settled(job).state == JobState.VERIFIED
+    balanced(job, 3 * first.lease.price_per_epoch)
+
+
+def test_a_resumed_job_that_is_stopped_before_a_further_epoch_pays_nothing_more(job: Job, rig: Host) -> None:
+    first = paused(job, rig)
+    verification.go_on(now(job))
+    again = training(job, rig)
+    send(again, 18)
+    ended = stopped(job)
+    assert (ended.state, ended.paid_epochs) == (JobState.CANCELLED, 2)
+    assert "no further epoch was complete" in ended.reason
+    balanced(job, 2 * first.lease.price_per_epoch)
+    assert ended.resumable
+    verification.forget_states(clock.now())
+    verification.go_on(now(job))
+    assert training(job, rig).lease.terms.after == again.lease.terms.after
+    assert verification.weights(now(job))[1], "what was paid stays hers"
+
+
+def test_what_a_lost_host_handed_in_is_gone_on_from_as_well(job: Job, rig: Host, second: Host) -> None:
+    lost = training(job, rig)
+    send(lost, 12)
+    hand_in(lost, 0, 4)
+    resumed(lost)
+    stopped(job)
+    wound_up(job)
+    verification.forget_states(clock.now())
+    verification.go_on(now(job))
+    run = training(job, second)
+    assert run.lease.terms.after is not None
+    assert run.lease.terms.after.step == PER_EPOCH
+    finished(run)
+    assert judged(run).verdict == "verified"
+    assert settled(job).state == JobState.VERIFIED
+    balanced(job, lost.lease.price_per_epoch + 2 * run.lease.price_per_epoch)
+
+
+def test_a_lie_after_the_resumption_takes_nothing_back_that_was_verified(job: Job, rig: Host, second: Host) -> None:
+    first = paused(job, rig)
+    verification.go_on(now(job))
+    liar = training(job, second, losses=[*LOSSES[:14], *(0.9 * loss for loss in LOSSES[14:])])
+    finished(liar)
+    verdict = judged(liar)
+    assert (verdict.verdict, verdict.blamed) == ("rejected", liar.lease.pk)
+    ended = settled(job)
+    assert (ended.state, ended.paid_epochs) == (JobState.REJECTED, 2)
+    balanced(job, 2 * first.lease.price_per_epoch)
+    assert receipt(ended).verified_epochs == 2
+    earned = reads.earnings([rig.worker.pk, second.worker.pk], rig.worker.owner)
+    assert earned == {rig.worker.pk: 2 * first.lease.price_per_epoch}
+
+
+def test_no_run_that_was_paid_is_begun_anew_for_want_of_a_host(job: Job, rig: Host, settings: Any) -> None:
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"handover_wait_seconds": 0})
+    first = paused(job, rig)
+    verification.go_on(now(job))
+    assert training(job, rig).lease.terms.first == first.lease.terms
+
+
+def test_a_job_goes_on_only_if_its_rest_can_be_held(job: Job, rig: Host) -> None:
+    paused(job, rig)
+    account = ledger.account_of(job.owner)
+    ledger.hold(account, amount=ledger.balance(account).available, job=uuid.uuid4(), memo="another job")
+    with pytest.raises(NotEnoughCredit):
+        verification.go_on(now(job))
+    assert now(job).state == JobState.CANCELLED
+
+
+def test_only_a_stopped_job_with_verified_epochs_goes_on(job: Job, rig: Host) -> None:
+    run = training(job, rig)
+    assert verification.go_on(now(job)).state == JobState.RUNNING
+    send(run, 4)
+    stopped(job)
+    with pytest.raises(Conflict, match="no epoch of it is verified"):
+        verification.go_on(now(job))
+    Job.objects.update(state=JobState.FAILED.value)
+    with pytest.raises(Conflict, match="only a job that was stopped"):
+        verification.go_on(now(job))
+    Job.objects.update(state=JobState.CANCELLED.value, paid_epochs=1, handovers=[])
+    with pytest.raises(Conflict, match="class of hosts"):
+        verification.go_on(now(job))
+
+
+def test_a_job_whose_data_was_deleted_does_not_go_on(job: Job, rig: Host, settings: Any) -> None:
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"evidence_days": 0})
+    paused(job, rig)
+    erasing.ask(now(job))
+    with pytest.raises(Gone):
+        verification.go_on(now(job))
 
 
 # -- the host is not there ---------------------------------------------------------------------------------------------

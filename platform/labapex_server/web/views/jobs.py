@@ -177,6 +177,16 @@ def stop(request: HttpRequest, job_id: UUID) -> HttpResponse:
 
 
 @signed_in
+@require_POST
+def resume(request: HttpRequest, job_id: UUID) -> HttpResponse:
+    try:
+        verification.go_on(own_job(request, job_id))
+    except LabApexError as error:
+        messages.error(request, str(error))
+    return redirect("web:job", job_id=job_id)
+
+
+@signed_in
 @require_GET
 def verdict(request: HttpRequest, job_id: UUID) -> HttpResponse:
     job = own_job(request, job_id)

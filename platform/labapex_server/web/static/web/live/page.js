@@ -73,6 +73,7 @@ function drawState(job) {
   $("lost").hidden = !lost;
   drawAlerts(job.alerts ?? []);
   $("verdict").hidden = !job.verdict;
+  $("resume").hidden = !job.resumable;
   $("stop").hidden = !words.stoppable.includes(job.state);
   set("worker", [job.worker && `on ${job.worker}`, job.device].filter(Boolean).join(" · "));
   if (drawn.state !== job.state) {
