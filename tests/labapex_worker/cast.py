@@ -15,6 +15,7 @@ from tests.labapex_worker.platform_double import Gateway, Held
 from labapex import executable, sandbox, sealing
 from labapex.protocol.canonical import canonical
 from labapex.protocol.frames import Grant
+from labapex.protocol.manifest import SuppliedTorch
 from labapex.protocol.records import uncolumn
 from labapex.protocol.requirements import Lock
 from labapex_worker.config import Home
@@ -65,6 +66,7 @@ class Cast:
         challenge: tuple[int, ...] = (),
         altered: bool = False,
         packages: Lock | None = None,
+        torch: SuppliedTorch | None = None,
         release: str = "1.0",
         **plan: object,
     ) -> Held:
@@ -79,6 +81,7 @@ class Cast:
             job=job,
             plan=plan,
             packages=packages,
+            torch=torch,
             release=release,
         )
         if altered:

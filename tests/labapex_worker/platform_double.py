@@ -241,6 +241,7 @@ class Gateway:
         self.ranges: list[str | None] = []
         self.connections = 0
         self.devices: tuple[Device, ...] = ()
+        self.lacks_torch = False
         self.url = ""
         self._changed = asyncio.Condition()
         self._transmits: dict[int, Transmit] = {}
@@ -322,7 +323,7 @@ class Gateway:
             hello.signature, hello_bytes(worker=hello.worker, nonce=nonce)
         )
         self.connections += 1
-        self.devices = hello.devices
+        self.devices, self.lacks_torch = hello.devices, hello.lacks_torch
         self.books.ready = 0
         self.books.reconcile(hello.leases)
         self._transmits[id(scope)] = transmit

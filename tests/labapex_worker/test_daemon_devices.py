@@ -13,7 +13,7 @@ from tests.labapex_worker.cast import Cast
 from tests.labapex_worker.speed import chain
 from tests.nvml import traces
 
-from labapex import sandbox
+from labapex import drivers, sandbox
 from labapex.protocol.canonical import canonical
 from labapex.protocol.frames import TrialAnswer, TrialBegin, TrialPart, TrialPrepare, TrialReady, TrialShow
 from labapex_worker import packages
@@ -86,3 +86,31 @@ async def test_a_host_without_torch_says_that_its_speed_cannot_be_measured(cast:
     said = await cast.gateway.ask(TrialPrepare(trial=uuid4(), size=128, rounds=3))
     assert isinstance(said, TrialReady)
     assert said.problem.endswith("ImportError: the platform has sent this one")
+
+
+async def test_a_host_without_torch_has_the_build_that_its_driver_runs_once_a_job_brought_it(
+    cast: Cast, nvml_library: Path, tmp_path: Path
+) -> None:
+    await cast.enrol()
+    with_driver(cast, nvml_library, traces.H200.replace("driver 580.95.05", "driver 550.54.14"))
+    config = json.loads(cast.home.config.read_text())
+    cast.home.config.write_text(json.dumps({**config, "site_packages": [str(tmp_path / "none")]}))
+    (tmp_path / "none").mkdir()
+    await cast.labapex_worker("run")
+    await cast.gateway.until(lambda: cast.gateway.books.ready)
+    assert cast.gateway.lacks_torch
+    (gpu,) = cast.gateway.devices
+    held = {version: wheels.a_torch(tmp_path, version) for version in ("2.13.0+cpu", "2.13.0+cu126", "2.13.0+cu130")}
+    chosen = drivers.choose(list(held), gpu, own="2.13.0+cpu")  # as the platform does
+    torch, found = wheels.supplied(held[chosen])
+    cast.gateway.wheels = {wheel.sha256: path.read_bytes() for wheel, path in found.items()}
+    job = cast.a_job(frames=3, torch=torch)
+    await cast.gateway.offer(job)
+    await cast.gateway.until(lambda: job.fin)
+    there = packages.torch(cast.home, cast.home.load())
+    assert there is not None
+    assert drivers.installed([there]) == drivers.Build("2.13.0+cu126", "12.6")
+    _, out, _ = await cast.said("check", "--json")
+    (build,) = [each for each in json.loads(out) if each["what"] == "torch build"]
+    assert build["good"]
+    assert build["detail"].endswith("2.13.0+cu126 is built for CUDA 12.6")
