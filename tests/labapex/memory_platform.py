@@ -170,7 +170,7 @@ class MemoryPlatform:
             login = Login.model_validate_json(request.content)
             if (login.username, login.password) != ("ada", "secret"):
                 return problem(401, "not-logged-in", "wrong user name or password")
-            return reply(new_token(login.scopes), 201)
+            return reply(new_token(login), 201)
         if parts == ["login", "device"]:
             self.asked = TokenTerms.model_validate_json(request.content)
             return reply(DEVICE, 201)
@@ -178,7 +178,7 @@ class MemoryPlatform:
             assert DevicePoll.model_validate_json(request.content).device_code == DEVICE.device_code
             word = self.words.popleft() if self.words else "allow"
             if word == "allow":
-                return reply(new_token(self.asked.scopes), 201)
+                return reply(new_token(self.asked), 201)
             return problem(400, word, f"the login is {word}")
         if parts == ["keys", "verdict"]:  # anyone may check a verdict
             encoded = base64.b64encode(self.public_key).decode()
@@ -558,8 +558,14 @@ TOKEN_VIEW = TokenView(
 )
 
 
-def new_token(scopes: tuple[Scope, ...]) -> NewToken:
-    return NewToken(token=TOKEN, username="ada", scopes=scopes, expires_at=1_790_000_000.0)
+def new_token(asked: TokenTerms) -> NewToken:
+    return NewToken(
+        token=TOKEN,
+        username="ada",
+        organisation=asked.organisation,
+        scopes=asked.scopes,
+        expires_at=1_790_000_000.0,
+    )
 
 
 def reply(model: Message, status: int = 200) -> httpx.Response:

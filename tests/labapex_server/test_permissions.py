@@ -21,11 +21,15 @@ from tests.browser.stage import Story
 from tests.labapex_server.gateway.fixtures import threads
 from tests.labapex_server.signing_in import signed_in
 
+from labapex.protocol.spec import CREDIT
 from labapex.protocol.states import JobState
 from labapex_server import asgi
+from labapex_server.accounts import organisations
 from labapex_server.accounts import services as accounts
-from labapex_server.accounts.models import User
+from labapex_server.accounts.models import Role, User
+from labapex_server.accounts.organisations import Acting
 from labapex_server.jobs.models import Job
+from labapex_server.ledger import services as ledger
 from labapex_server.telemetry.offload import offload
 
 __all__ = ["threads"]
@@ -168,6 +172,15 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "tokens/"): Page(),
     ("POST", "tokens/"): Page(),  # an empty form makes nothing
     ("POST", "tokens/<int:token_id>/revoke/"): Page(302),  # whether it was theirs is not told
+    ("GET", "organisations/"): Page(),
+    ("POST", "organisations/"): Page(),  # an empty form makes nothing
+    ("GET", "organisations/<str:name>/"): Page(404),  # nobody of this cast is a member: below
+    ("POST", "organisations/<str:name>/"): Page(404),
+    ("POST", "organisations/<str:name>/members/<int:person_id>/"): Page(404),
+    ("POST", "organisations/<str:name>/withdraw/<int:invitation_id>/"): Page(404),
+    ("GET", "invitation/<str:secret>/"): Page(404),
+    ("POST", "invitation/<str:secret>/"): Page(404),
+    ("POST", "acting/"): Page(302),
     ("GET", "device/"): Page(),
     ("POST", "device/"): Page(),
     ("GET", "jobs/"): Page(),
@@ -262,28 +275,39 @@ def job(researcher: User, host: User) -> Job:
     return Job.objects.get(pk=story.job.pk)
 
 
-def ask(method: str, route: str, user: User | None, job: Job, token: int) -> Any:
-    """By cookie on pages, by token in the API, as each door wants it."""
+def ask(method: str, route: str, user: User | None, job: Job, token: int, acting: Acting | None = None) -> Any:
+    """By cookie on pages, by token in the API, as each door wants it; for an organisation, where `acting` says so."""
     address = "/" + route.replace("<uuid:job>", str(job.pk)).replace("<uuid:job_id>", str(job.pk))
     address = address.replace("<uuid:dispute>", str(job.pk)).replace("<uuid:dispute_id>", str(job.pk))
     address = address.replace(
         "^transparency/revocations/(?P<certificate>[0-9a-f]{64})$", f"transparency/revocations/{'cd' * 32}"
     )
     address = address.replace("<int:token>", str(token)).replace("<int:token_id>", str(token))
-    address = address.replace("<int:pk>", "1").replace(r"^confirm-email/(?P<key>[-:\w]+)/$", "confirm-email/abc/")
+    address = address.replace("<str:name>", "acme").replace("<str:secret>", "x").replace("<int:person_id>", "1")
+    address = (
+        address.replace("<int:invitation_id>", "1")
+        .replace("<int:pk>", "1")
+        .replace(r"^confirm-email/(?P<key>[-:\w]+)/$", "confirm-email/abc/")
+    )
     address = address.replace(r"^password/reset/key/(?P<uidb36>[0-9A-Za-z]+)-(?P<key>.+)/$", "password/reset/key/1-x/")
     address = address.replace("^blobs/(?P<digest>[0-9a-f]{64})/$", f"blobs/{'ab' * 32}/")
     address = address.replace("^transparency/claims/(?P<model>[0-9a-f]{64})/$", f"transparency/claims/{'cd' * 32}/")
     client, headers = Client(), {}
     if user is not None and address.startswith("/api/"):
-        headers["Authorization"] = f"Bearer {accounts.issue_token(user, name='cast')}"
+        headers["Authorization"] = f"Bearer {acting_token(user, acting)}"
     elif user is not None:
         signed_in(user, client)
+        if acting is not None:
+            assert client.post("/acting/", {"organisation": acting.principal.username}).status_code == 302
     body = "{}" if address.startswith(("/api/", "/gateway/")) else {}
     kind = {"content_type": "application/json"} if isinstance(body, str) else {}
     return getattr(client, method.lower())(
         address, *([body] if method in ("POST", "PUT") else []), headers=headers, **kind
     )
+
+
+def acting_token(user: User, acting: Acting | None) -> str:
+    return accounts.issue_token(acting.principal if acting else user, name="cast", by=acting)
 
 
 @pytest.mark.django_db
@@ -350,6 +374,8 @@ def test_a_pages_cookie_is_not_the_apis_and_a_token_is_not_a_pages(
     secret = accounts.issue_token(cast["owner"], name="x")  # type: ignore[arg-type]
     address = "/" + route.replace("<uuid:job_id>", str(job.pk)).replace("<int:token_id>", "1").replace("<int:pk>", "1")
     address = address.replace("<uuid:dispute_id>", str(job.pk))
+    for named in ("<str:name>", "<str:secret>", "<int:person_id>", "<int:invitation_id>"):
+        address = address.replace(named, "1")
     reply = Client().get(address, headers={"Authorization": f"Bearer {secret}"})
     assert reply.status_code in (302, 405)
     if reply.status_code == 302:
@@ -361,23 +387,29 @@ async def test_the_live_socket_speaks_to_the_jobs_owner_alone(
 ) -> None:
     for who in CAST:
         cookie = await offload(session_of, cast[who])
-        scope = {
-            "type": "websocket",
-            "path": f"/live/jobs/{job.pk}/",
-            "query_string": b"cursor=",
-            "headers": [(b"host", b"localhost"), (b"origin", b"http://localhost"), (b"cookie", cookie.encode())],
-            "subprotocols": [],
-        }
-        socket = ApplicationCommunicator(asgi.application, scope)
-        await socket.send_input({"type": "websocket.connect"})
-        assert (await socket.receive_output(timeout=20))["type"] == "websocket.accept"
-        told = await socket.receive_output(timeout=20)
+        told = await first_words(job, cookie)
         if who == "owner":
             assert SECRET in told["text"]
         else:
             assert (told["type"], told["code"]) == ("websocket.close", 4404), who
-        await socket.send_input({"type": "websocket.disconnect", "code": 1000})
-        await socket.wait(timeout=20)
+
+
+async def first_words(job: Job, cookie: str) -> dict[str, Any]:
+    """What the live socket says first to who sends this cookie."""
+    scope = {
+        "type": "websocket",
+        "path": f"/live/jobs/{job.pk}/",
+        "query_string": b"cursor=",
+        "headers": [(b"host", b"localhost"), (b"origin", b"http://localhost"), (b"cookie", cookie.encode())],
+        "subprotocols": [],
+    }
+    socket = ApplicationCommunicator(asgi.application, scope)
+    await socket.send_input({"type": "websocket.connect"})
+    assert (await socket.receive_output(timeout=20))["type"] == "websocket.accept"
+    told: dict[str, Any] = await socket.receive_output(timeout=20)
+    await socket.send_input({"type": "websocket.disconnect", "code": 1000})
+    await socket.wait(timeout=20)
+    return told
 
 
 def session_of(user: User | None) -> str:
@@ -386,3 +418,110 @@ def session_of(user: User | None) -> str:
         client.force_login(user)
     morsel = client.cookies.get(django_settings.SESSION_COOKIE_NAME)
     return "" if morsel is None else f"{morsel.key}={morsel.value}"
+
+
+# -- an organisation's job ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Firm:
+    """A job that belongs to an organisation, and who has to do with it."""
+
+    job: Job
+    owner: Acting
+    member: Acting
+    billing: Acting
+    former: User
+    former_token: str
+
+
+@pytest.fixture
+def firm(cast: dict[str, User | None], host: User, researcher: User, other_researcher: User) -> Firm:
+    people = {name: accounts.create_user(name, password=f"{name} has a password") for name in ("boss", "clerk", "left")}
+    acme = organisations.establish(people["boss"], "acme")
+    ledger.top_up(ledger.account_of(acme), amount=100 * CREDIT, memo="test")
+    boss = organisations.acting(people["boss"], acme.pk)
+    for person, role in ((researcher, Role.MEMBER), (people["clerk"], Role.BILLING), (people["left"], Role.OWNER)):
+        organisations.join(person, organisations.invite(boss, role=role).rstrip("/").rpartition("/")[2])
+    token = acting_token(people["left"], organisations.acting(people["left"], acme.pk))
+    organisations.dismiss(boss, people["left"].pk)
+    story = Story(owner=acme, host=host, began=1_790_000_000, epochs=2, name=SECRET).submitted().queued().running()
+    story.frame()
+    return Firm(
+        Job.objects.get(pk=story.job.pk),
+        boss,
+        organisations.acting(researcher, acme.pk),
+        organisations.acting(people["clerk"], acme.pk),
+        people["left"],
+        token,
+    )
+
+
+BILLING = {"api/v1/jobs/<uuid:job>/receipt/"}
+THINGS = [(method, route) for (method, route), row in MATRIX.items() if isinstance(row, OwnPage | OwnThing)]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("method", "route"), THINGS, ids=[f"{method} {route}" for method, route in THINGS])
+def test_members_get_what_is_the_organisations_as_far_as_their_role_goes(
+    firm: Firm, other_researcher: User, method: str, route: str
+) -> None:
+    row = MATRIX[method, route]
+    assert isinstance(row, OwnPage | OwnThing)
+    if route == "api/v1/tokens/<int:token>/":
+        return  # of tokens: accounts/test_organisations.py
+    for outsider in (firm.former, other_researcher, firm.member.person):  # who is a member, but acts for themselves
+        assert ask(method, route, outsider, firm.job, 1).status_code == 404, outsider
+    looked = ask(method, route, firm.billing.person, firm.job, 1, firm.billing)
+    assert looked.status_code == (row.status if route in BILLING else 403)
+    assert SECRET.encode() not in looked.content
+    assert Job.objects.get(pk=firm.job.pk).state == JobState.RUNNING
+    for who in (firm.owner, firm.member):  # to see a job that somebody has stopped is the same
+        reply = ask(method, route, who.person, firm.job, 1, who)
+        assert reply.status_code == row.status, (who, b"" if reply.streaming else reply.content[:300])
+        Job.objects.filter(pk=firm.job.pk).update(state=JobState.RUNNING)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("route", "role"), [("billing/", "all"), ("workers/", "member"), ("jobs/", "member"), ("offers/", "member")]
+)
+def test_a_role_opens_its_pages(firm: Firm, route: str, role: str) -> None:
+    assert ask("GET", route, firm.member.person, firm.job, 1, firm.member).status_code == 200
+    assert ask("GET", route, firm.billing.person, firm.job, 1, firm.billing).status_code == (
+        200 if role == "all" else 403
+    )
+
+
+@pytest.mark.django_db
+def test_a_former_member_keeps_no_way_in(firm: Firm) -> None:
+    reply = Client().get("/api/v1/jobs/", headers={"Authorization": f"Bearer {firm.former_token}"})
+    assert reply.status_code == 401
+    browser = signed_in(firm.former)
+    assert browser.post("/acting/", {"organisation": "acme"}).status_code == 404
+    assert browser.get("/organisations/acme/").status_code == 404
+
+
+@pytest.mark.django_db
+def test_who_is_removed_while_they_act_does_nothing_in_their_own_name(firm: Firm) -> None:
+    browser = signed_in(firm.member.person)
+    browser.post("/acting/", {"organisation": "acme"})
+    assert SECRET.encode() in browser.get("/jobs/").content
+    organisations.dismiss(firm.owner, firm.member.person.pk)
+    told = browser.get("/jobs/new/")
+    assert told.status_code == 403
+    assert b"act for yourself again" in told.content
+    assert SECRET.encode() not in browser.get("/jobs/").content
+
+
+async def test_the_live_socket_knows_for_whom_somebody_acts(threads: None, firm: Firm) -> None:
+    def cookie(acting: Acting, act: bool) -> str:
+        client = Client()
+        client.force_login(acting.person)
+        if act:
+            client.post("/acting/", {"organisation": "acme"})
+        return f"{django_settings.SESSION_COOKIE_NAME}={client.cookies[django_settings.SESSION_COOKIE_NAME].value}"
+
+    for who, act, sees in ((firm.member, True, True), (firm.member, False, False), (firm.billing, True, False)):
+        first = await first_words(firm.job, await offload(cookie, who, act))
+        assert (SECRET in first.get("text", "")) == sees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from labapex.cli.options import JsonOption, UrlOption, connect
 from labapex.cli.output import credits, one_line, print_json, say
 from labapex.client import credentials
 from labapex.errors import LabApexError, NotLoggedIn, UsageError
-from labapex.protocol.api import Scope, TokenView
+from labapex.protocol.api import Me, NewToken, Scope, TokenView
 
 _MAX_PASSWORD = 4096
 
@@ -31,19 +32,25 @@ def login(
     """Log this machine in: confirm a code in the portal. The token is kept here, readable by you alone."""
     client = connect(url)
     name, scopes = f"labapex on {platform.node()}"[:80], tuple(scope or Scope)
+    organisation = os.environ.get(credentials.ORGANISATION_VARIABLE) or None
     if password_stdin and not username:
         raise UsageError("--password-stdin needs --username too")
     if username:
-        new = client.login(username, _password(password_stdin), name, scopes)
+        new = client.login(username, _password(password_stdin), name, scopes, organisation)
     else:
-        code = client.begin_login(name, scopes)
+        code = client.begin_login(name, scopes, organisation)
         say(f"Open {one_line(code.verification_uri_complete)}")
         say(f"and allow this login there if the page shows the code {one_line(code.user_code)}. Waiting ...")
         new = client.await_login(code)
     logins = credentials.load()
-    entry = credentials.Login(username=new.username, token=new.token)
-    credentials.save(credentials.Logins(current=client.url, platforms={**logins.platforms, client.url: entry}))
-    say(f"Logged in to {client.url} as {one_line(new.username)}; the token is kept in {credentials.path()}")
+    key = credentials.key(client.url, new.organisation)
+    entry = credentials.Login(username=new.username, organisation=new.organisation, token=new.token)
+    credentials.save(credentials.Logins(current=key, platforms={**logins.platforms, key: entry}))
+    say(f"Logged in to {client.url} as {_who(new)}; the token is kept in {credentials.path()}")
+
+
+def _who(of: Me | NewToken) -> str:
+    return one_line(of.username if of.organisation is None else f"{of.username} for {of.organisation}")
 
 
 def _password(from_stdin: bool) -> str:
@@ -59,13 +66,14 @@ def _password(from_stdin: bool) -> str:
 def logout(url: UrlOption = None) -> None:
     """Revoke this machine's token, and forget it."""
     logins = credentials.load()
-    address = credentials.normal_url(url) if url else logins.current
-    if address is None or address not in logins.platforms:
-        raise NotLoggedIn(f"there is no stored login{f' for {address}' if address else ''}")
-    revoked = _revoke(address, logins.platforms[address].token)
-    rest = {platform: entry for platform, entry in logins.platforms.items() if platform != address}
+    platform_url = credentials.normal_url(url) if url else credentials.address(logins.current or "")
+    key = credentials.chosen_key(logins, platform_url, os.environ)
+    if key not in logins.platforms:
+        raise NotLoggedIn(f"there is no stored login{f' for {key}' if key else ''}")
+    revoked = _revoke(platform_url, logins.platforms[key].token)
+    rest = {kept: entry for kept, entry in logins.platforms.items() if kept != key}
     credentials.save(credentials.Logins(current=next(iter(rest), None), platforms=rest))
-    say(f"Forgot the token for {address}; {revoked}")
+    say(f"Forgot the token for {key}; {revoked}")
 
 
 def _revoke(address: str, token: str) -> str:
@@ -87,7 +95,7 @@ def whoami(url: UrlOption = None, json: JsonOption = False) -> None:
     if json:
         print_json(me)
     else:
-        typer.echo(f"{me.username} at {client.url}")
+        typer.echo(f"{_who(me)} at {client.url}")
         if me.available is not None and me.held is not None:
             typer.echo(f"{credits(me.available)} credits available, {credits(me.held)} held")
         typer.echo(f"token {_described(me.token)}")

@@ -24,6 +24,7 @@ from labapex.cli import (
     storage,
 )
 from labapex.cli.output import one_line, say
+from labapex.client import credentials
 from labapex.errors import LabApexError
 
 DEBUG_VARIABLE = "LABAPEX_DEBUG"
@@ -65,7 +66,19 @@ app.command()(calibration.calibrate)
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+    org: Annotated[
+        str | None,
+        typer.Option(
+            "--org",
+            metavar="NAME",
+            help="Act for this organisation; '' for yourself. Default: LABAPEX_ORG, else as last.",
+        ),
+    ] = None,
+) -> None:
+    if org is not None:
+        os.environ[credentials.ORGANISATION_VARIABLE] = org
     if version:
         from importlib.metadata import version as of
 

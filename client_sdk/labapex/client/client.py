@@ -63,16 +63,27 @@ class Client(Results):
 
     # -- account -------------------------------------------------------------------------------------------------------
 
-    def login(self, username: str, password: str, name: str = "", scopes: Sequence[Scope] = tuple(Scope)) -> NewToken:
-        """Make a token and use it from now on. `name` says what it is for. Storing it is the caller's choice."""
+    def login(
+        self,
+        username: str,
+        password: str,
+        name: str = "",
+        scopes: Sequence[Scope] = tuple(Scope),
+        organisation: str | None = None,
+    ) -> NewToken:
+        """Make a token and use it from now on, for yourself or for an organisation whose member you are. `name` says what it is
+        for. Storing it is the caller's choice."""
         self._connection.token = None
-        body = Login(username=username, password=password, name=name, scopes=tuple(scopes))
+        terms = TokenTerms(name=name, scopes=tuple(scopes), organisation=organisation)
+        body = Login(username=username, password=password, **dict(terms))
         return self._take(self._ask(NewToken, "POST", "login/", body=body, repeatable=False, anonymous=True))
 
-    def begin_login(self, name: str = "", scopes: Sequence[Scope] = tuple(Scope)) -> DeviceCode:
+    def begin_login(
+        self, name: str = "", scopes: Sequence[Scope] = tuple(Scope), organisation: str | None = None
+    ) -> DeviceCode:
         """Ask to be logged in by a person's browser (RFC 8628): show the code, then `await_login`."""
         self._connection.token = None
-        body = TokenTerms(name=name, scopes=tuple(scopes))
+        body = TokenTerms(name=name, scopes=tuple(scopes), organisation=organisation)
         return self._ask(DeviceCode, "POST", "login/device/", body=body, repeatable=False, anonymous=True)
 
     def await_login(self, code: DeviceCode) -> NewToken:

@@ -18,6 +18,7 @@ from labapex.errors import MalformedInput, NotLoggedIn, UsageError
 from labapex.protocol.canonical import Message, parse
 
 URL_VARIABLE = "LABAPEX_URL"
+ORGANISATION_VARIABLE = "LABAPEX_ORG"
 TOKEN_VARIABLE = "LABAPEX_TOKEN"  # noqa: S105 - the variable's name
 _MAX_FILE = 1 << 20
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
@@ -40,14 +41,25 @@ class Token:
 
 class Login(Message):
     username: str
+    organisation: str | None = None  # for which the token acts
     token: str = Field(repr=False)
 
 
 class Logins(Message):
-    """The file that `labapex login` writes: one login for each platform, and the platform used last."""
+    """The file that `labapex login` writes: one login for each platform and whom one acts for there (`key`), and the last one."""
 
-    current: str | None = None
+    current: str | None = None  # a key
     platforms: dict[str, Login] = Field(default_factory=dict)
+
+
+def key(url: str, organisation: str | None) -> str:
+    """What a login is kept under. No normal address has a fragment, so none is taken for another."""
+    return f"{url}#{organisation}" if organisation else url
+
+
+def address(key: str) -> str:
+    """The platform of a kept login."""
+    return key.partition("#")[0]
 
 
 def path() -> Path:
@@ -105,15 +117,25 @@ def save(logins: Logins, file: Path | None = None) -> None:
 
 
 def resolve(url: str | None, token: str | None, environment: Mapping[str, str]) -> tuple[str, Token | None]:
-    """The platform and the token: what is given, else the environment's, else the stored login of that platform."""
+    """The platform and the token: what is given, else the environment's, else the stored login of that platform: for whom
+    `LABAPEX_ORG` names (empty: yourself), else as it was used last."""
     logins = load()
-    chosen = url or environment.get(URL_VARIABLE) or logins.current
+    chosen = url or environment.get(URL_VARIABLE) or (address(logins.current) if logins.current else None)
     if not chosen:
         raise NotLoggedIn(f"no platform is known; run `labapex login --url https://…` or set {URL_VARIABLE}")
-    address = normal_url(chosen)
+    platform = normal_url(chosen)
     if token:
-        return address, Token(token, "the program's own argument")
+        return platform, Token(token, "the program's own argument")
     if environment.get(TOKEN_VARIABLE):
-        return address, Token(environment[TOKEN_VARIABLE], f"the environment variable {TOKEN_VARIABLE}")
-    login = logins.platforms.get(address)
-    return address, Token(login.token, str(path())) if login else None
+        return platform, Token(environment[TOKEN_VARIABLE], f"the environment variable {TOKEN_VARIABLE}")
+    login = logins.platforms.get(chosen_key(logins, platform, environment))
+    return platform, Token(login.token, str(path())) if login else None
+
+
+def chosen_key(logins: Logins, platform: str, environment: Mapping[str, str]) -> str:
+    """Which of the logins of a platform is meant."""
+    if ORGANISATION_VARIABLE in environment:
+        return key(platform, environment[ORGANISATION_VARIABLE])
+    if logins.current and address(logins.current) == platform:
+        return logins.current
+    return platform

@@ -45,6 +45,7 @@ class TokenTerms(Message):
     """What is asked of a new token."""
 
     name: Annotated[str, StringConstraints(max_length=80)] = ""  # what it is for
+    organisation: Annotated[str, StringConstraints(max_length=150)] | None = None  # to act for; None: for the person
     scopes: tuple[Scope, ...] = Field(default=tuple(Scope), min_length=1, max_length=len(Scope))
     days: int = Field(default=TOKEN_DAYS, ge=1, le=MAX_TOKEN_DAYS)
 
@@ -57,6 +58,7 @@ class Login(TokenTerms):
 class NewToken(Message):
     token: str  # shown once; the platform keeps its hash
     username: str
+    organisation: str | None = None  # for which it acts; None: for the person
     scopes: tuple[Scope, ...]
     expires_at: float
 
@@ -95,6 +97,9 @@ class DevicePoll(Message):
 
 class Me(Message):
     username: str
+    organisation: str | None = (
+        None  # for which the token acts: jobs, hosts and credit are the organisation's; None: yours
+    )
     available: int | None  # micro-credits that are not held; None without the scope billing:read
     held: int | None
     spent: int | None  # on verified work, ever

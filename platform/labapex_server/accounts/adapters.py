@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.models import EmailAddress
 from allauth.account.stages import EmailVerificationStage
@@ -11,9 +13,8 @@ from django.http import HttpResponse
 
 from labapex_server.lib import keys
 
-USERNAME = [
-    RegexValidator(r"\A[A-Za-z0-9][A-Za-z0-9._+-]*\Z", "Use letters, digits and . + - _ and begin with no sign.")
-]
+NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
+USERNAME = [RegexValidator(NAME, "Use letters, digits and . + - _ and begin with no sign.")]
 """No @: what holds one is an e-mail address, so that nobody takes the address of another as a name."""
 
 _TOTP = "second-factor"

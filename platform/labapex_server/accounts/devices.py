@@ -11,6 +11,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import F, Q
 
 from labapex.protocol.api import TokenTerms
+from labapex_server.accounts import organisations
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import DeviceLogin, Token, User
 from labapex_server.lib import clock, tokens
@@ -54,6 +55,7 @@ def begin(terms: TokenTerms, *, address: str) -> tuple[str, str]:
                     device_digest=tokens.digest(device),
                     user_digest=tokens.digest(letters),
                     name=terms.name,
+                    organisation=terms.organisation or "",
                     scopes=sorted({scope.value for scope in terms.scopes}),
                     days=terms.days,
                     address=address[:64],
@@ -76,7 +78,10 @@ def waiting(user_code: str) -> DeviceLogin | None:
 
 
 def decide(request: DeviceLogin, user: User, *, allow: bool) -> bool:
-    """A person's word on a request. False: somebody was first, or it is too late."""
+    """A person's word on a request. False: somebody was first, or it is too late. Raises `NoMember` for who may not act for the
+    organisation that it is for."""
+    if allow:
+        organisations.acting(user, request.organisation or None)
     undecided = DeviceLogin.objects.filter(pk=request.pk, decided_by=None, expires_at__gt=clock.now())
     return bool(undecided.update(decided_by=user, allowed=allow))
 
@@ -101,4 +106,5 @@ def poll(device_code: str) -> tuple[str, Token]:
     with transaction.atomic():
         if not rows.delete()[0]:  # another poll was first
             raise Expired("this login is unknown, used or too old; begin again with 'labapex login'")
-        return accounts.new_token(found.decided_by, name=found.name, scopes=found.asked, days=found.days)
+        by = organisations.acting(found.decided_by, found.organisation or None)
+        return accounts.new_token(by.principal, name=found.name, scopes=found.asked, days=found.days, by=by)

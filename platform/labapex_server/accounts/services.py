@@ -17,10 +17,12 @@ from allauth.account.adapter import get_adapter
 from allauth.mfa.utils import is_mfa_enabled
 from django.core.exceptions import ValidationError
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest
 
 from labapex.protocol.api import TOKEN_DAYS, Scope
 from labapex_server.accounts.models import Token, User
+from labapex_server.accounts.organisations import Acting, NoMember, acting
 from labapex_server.lib import clock, tokens
 from labapex_server.lib.errors import Refused
 
@@ -91,18 +93,32 @@ def lock(user: User) -> None:
     User.objects.select_for_update(no_key=True).get(pk=user.pk)
 
 
-def issue_token(user: User, *, name: str, scopes: Iterable[Scope] = tuple(Scope), days: int | None = TOKEN_DAYS) -> str:
-    """A new token's secret. It is shown this once; only its digest is kept. `days` None: it does not expire."""
-    return new_token(user, name=name, scopes=scopes, days=days)[0]
+def issue_token(
+    user: User,
+    *,
+    name: str,
+    scopes: Iterable[Scope] = tuple(Scope),
+    days: int | None = TOKEN_DAYS,
+    by: Acting | None = None,
+) -> str:
+    """A new token's secret. It is shown this once; only its digest is kept. `days` None: it does not expire.
+    `by`: who acts for the user, where that is an organisation."""
+    return new_token(user, name=name, scopes=scopes, days=days, by=by)[0]
 
 
-def new_token(user: User, *, name: str, scopes: Iterable[Scope], days: int | None) -> tuple[str, Token]:
-    """A new token's secret and its row; see `issue_token`."""
+def new_token(
+    user: User, *, name: str, scopes: Iterable[Scope], days: int | None, by: Acting | None = None
+) -> tuple[str, Token]:
+    """A new token's secret and its row; see `issue_token`. Raises `Refused` where a role allows nothing of what was asked."""
+    by = by or acting(user, None)
     secret = _PREFIX + _with_checksum("".join(secrets.choice(_ALPHABET) for _ in range(_RANDOM)))
     now = clock.now()
-    granted = sorted({Scope(scope).value for scope in scopes})
+    granted = sorted({Scope(scope).value for scope in scopes} & by.scopes)
+    if not granted:
+        raise Refused(f"your role in {by.principal} allows nothing of what is asked for")
     token = Token.objects.create(
         user=user,
+        made_by=by.person,
         name=name,
         prefix=secret[:_SHOWN],
         digest=tokens.digest(secret),
@@ -122,7 +138,7 @@ def authenticate_token(secret: str) -> Token:
     if not well_formed(secret):
         raise TokenRefused(f"{hint} is not one: it is cut, mistyped or of another site; log in with 'labapex login'")
     digest = tokens.digest(secret)
-    token = Token.objects.select_related("user").filter(digest=digest).first()
+    token = Token.objects.select_related("user", "made_by").filter(digest=digest).first()
     if token is None or not hmac.compare_digest(token.digest, digest):
         raise TokenRefused(f"{hint} is unknown here; log in again with 'labapex login'")
     now = clock.now()
@@ -130,16 +146,28 @@ def authenticate_token(secret: str) -> Token:
         raise TokenRefused(f"the token {token} was revoked on {token.revoked_at:%Y-%m-%d}; log in with 'labapex login'")
     if token.expires_at is not None and token.expires_at <= now:
         raise TokenRefused(f"the token {token} expired on {token.expires_at:%Y-%m-%d}; log in with 'labapex login'")
-    if not token.user.is_active:
+    if not token.user.is_active or not token.made_by.is_active:
         raise TokenRefused(f"the account of the token {token} is closed")
+    if token.user.is_organisation:
+        try:
+            allowed = acting(token.made_by, token.user_id).scopes
+        except NoMember:
+            raise TokenRefused(f"who made the token {token} is not a member of {token.user} any more") from None
+        token.scopes = [scope for scope in token.scopes if scope in allowed]  # a role may have shrunk; not saved
     if token.last_used_at is None or now - token.last_used_at > _USED_RESOLUTION:  # not a write for each request
         Token.objects.filter(pk=token.pk).update(last_used_at=now)
     return token
 
 
-def revoke_token(user: User, *, token_id: int) -> bool:
-    """Whether there was such a token of this user, not revoked before."""
-    return bool(Token.objects.filter(user=user, pk=token_id, revoked_at=None).update(revoked_at=clock.now()))
+def live_tokens(by: Acting) -> QuerySet[Token]:
+    """Those that somebody may see and revoke: all of the principal's, or only their own, as their role is."""
+    live = Token.objects.filter(user=by.principal, revoked_at=None)
+    return live if by.governs else live.filter(made_by=by.person)
+
+
+def revoke_token(by: Acting, *, token_id: int) -> bool:
+    """Whether there was such a token of theirs, not revoked before."""
+    return bool(live_tokens(by).filter(pk=token_id).update(revoked_at=clock.now()))
 
 
 def well_formed(secret: str) -> bool:

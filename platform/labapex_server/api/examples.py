@@ -181,7 +181,7 @@ _dispute = DisputeView(
 _BODIES: tuple[Message, ...] = (
     Login(username="ada", password="correct horse battery", name="laptop", scopes=(Scope.JOBS_READ,)),  # noqa: S106
     NewToken(token=_SECRET, username="ada", scopes=_token.scopes, expires_at=_AT + 90 * 86_400),
-    TokenTerms(name="laptop", scopes=(Scope.JOBS_READ, Scope.JOBS_WRITE)),
+    TokenTerms(name="laptop", organisation="acme", scopes=(Scope.JOBS_READ, Scope.JOBS_WRITE)),
     DeviceCode(
         device_code="GmRhmhcxhwAzkoEqiMEg_DnyEysNkuNhszIySk9eS",
         user_code="WDJB-MJHT",

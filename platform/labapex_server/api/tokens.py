@@ -22,12 +22,13 @@ from labapex.protocol.api import (
     TokenTerms,
     TokenView,
 )
-from labapex_server.accounts import devices
+from labapex_server.accounts import devices, organisations
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import Token
+from labapex_server.accounts.organisations import Acting
 from labapex_server.api import pages
 from labapex_server.api.authentication import SCHEME, needs
-from labapex_server.api.exchange import answer, body, user_of
+from labapex_server.api.exchange import answer, body
 from labapex_server.lib import clock
 
 _GONE = OpenApiResponse(description="It opens nothing any more.")
@@ -46,10 +47,26 @@ def view(token: Token) -> TokenView:
     )
 
 
+def names(token: Token) -> tuple[str, str | None]:
+    """The person, and the organisation for which the token acts."""
+    return token.made_by.get_username(), token.user.get_username() if token.user.is_organisation else None
+
+
 def _new(secret: str, token: Token) -> HttpResponse:
     expires = token.expires_at.timestamp() if token.expires_at else 0.0
-    username = token.user.get_username()
-    return answer(NewToken(token=secret, username=username, scopes=token.granted, expires_at=expires), 201)
+    name, organisation = names(token)
+    told = NewToken(token=secret, username=name, organisation=organisation, scopes=token.granted, expires_at=expires)
+    return answer(told, 201)
+
+
+def _token(request: Request) -> Token:
+    assert isinstance(request.auth, Token)
+    return request.auth
+
+
+def _acting(request: Request) -> Acting:
+    token = _token(request)
+    return organisations.acting(token.made_by, token.user_id if token.user.is_organisation else None)
 
 
 class Anonymous(APIView):
@@ -73,7 +90,7 @@ class Tokens(APIView):
         responses=TokenPage,
     )
     def get(self, request: Request) -> HttpResponse:
-        found, following = pages.page(Token.objects.filter(user=user_of(request), revoked_at=None), request)
+        found, following = pages.page(accounts.live_tokens(_acting(request)), request)
         return answer(TokenPage(results=tuple(view(token) for token in found), next=following))
 
 
@@ -97,7 +114,8 @@ class Logins(Anonymous):
             raise AuthenticationFailed(str(error)) from None
         except accounts.TooManyTries as error:
             raise Throttled(error.wait) from None
-        return _new(*accounts.new_token(user, name=login.name, scopes=login.scopes, days=login.days))
+        by = organisations.acting(user, login.organisation)
+        return _new(*accounts.new_token(by.principal, name=login.name, scopes=login.scopes, days=login.days, by=by))
 
 
 class OneToken(APIView):
@@ -110,7 +128,7 @@ class OneToken(APIView):
         responses={204: _GONE},
     )
     def delete(self, request: Request, token: int) -> HttpResponse:
-        if not accounts.revoke_token(user_of(request), token_id=token):
+        if not accounts.revoke_token(_acting(request), token_id=token):
             raise Http404
         return HttpResponse(status=204)
 
@@ -125,8 +143,7 @@ class OwnToken(APIView):
         responses={204: _GONE},
     )
     def delete(self, request: Request) -> HttpResponse:
-        assert isinstance(request.auth, Token)
-        accounts.revoke_token(user_of(request), token_id=request.auth.pk)
+        accounts.revoke_token(_acting(request), token_id=_token(request).pk)
         return HttpResponse(status=204)
 
 

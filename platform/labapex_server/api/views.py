@@ -56,8 +56,16 @@ class MeView(APIView):
             account = ledger.account_of(user)
             balance, spent = ledger.balance(account), ledger.spent(account)
             available, held = balance.available, balance.held
-        name = user.get_username()
-        return answer(Me(username=name, available=available, held=held, spent=spent, token=tokens.view(token)))
+        name, organisation = tokens.names(token)
+        me = Me(
+            username=name,
+            organisation=organisation,
+            available=available,
+            held=held,
+            spent=spent,
+            token=tokens.view(token),
+        )
+        return answer(me)
 
 
 class BlobView(APIView):

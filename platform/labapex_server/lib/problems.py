@@ -13,6 +13,7 @@ MEANING = {
     "not-logged-in": "No token, or one that is unknown, expired or revoked. The detail says which.",
     "missing-scope": "The token is good, and may not do this. Make one with the scope that the detail names.",
     "second-factor": "A password alone does not open this account. Log in by the browser.",
+    "no-member": "You are not a member of this organisation, or your role in it does not allow this.",
     "forbidden": "This is not allowed.",
     "not-found": "There is no such thing, or it is not yours: the answer is the same.",
     "not-finished": "There will be such a thing; the job has not come to it yet.",

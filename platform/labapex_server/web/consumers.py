@@ -9,16 +9,27 @@ from uuid import UUID
 
 from channels.generic.websocket import AsyncWebsocketConsumer
 
-from labapex.protocol.api import JobView
+from labapex.protocol.api import JobView, Scope
+from labapex_server.accounts import organisations
+from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
 from labapex_server.lib import metrics
 from labapex_server.lib.errors import Refused
 from labapex_server.telemetry.charts import Cursor
 from labapex_server.telemetry.offload import offload
 from labapex_server.web import hub as hubs
+from labapex_server.web.views.common import ACTING
 
 NOT_FOUND = 4404
 BAD_CURSOR = 4400
+
+
+def _may_watch(person: User, organisation: int | None, job_id: UUID) -> bool:
+    try:
+        acting = organisations.acting(person, organisation)
+    except organisations.NoMember:
+        return False
+    return Scope.JOBS_READ in acting.scopes and jobs.find(acting.principal, job_id) is not None
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
@@ -31,7 +42,8 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         await self.accept()  # a close code reaches a page only on an accepted socket
         user = self.scope.get("user")
         job_id: UUID = self.scope["url_route"]["kwargs"]["job"]
-        if user is None or not user.is_authenticated or await offload(jobs.find, user, job_id) is None:
+        organisation = self.scope["session"].get(ACTING)
+        if not isinstance(user, User) or not await offload(_may_watch, user, organisation, job_id):
             await self.close(NOT_FOUND)
             return
         query = parse_qs(self.scope["query_string"].decode("latin-1"))

@@ -7,9 +7,9 @@ import json
 import re
 import shlex
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 from django import forms
@@ -21,7 +21,9 @@ from labapex.errors import UsageError
 from labapex.protocol.api import MAX_TOKEN_DAYS, MEANING, TOKEN_DAYS, JobRequest, OfferOrder, Scope
 from labapex.protocol.ruling import MAX_REASON
 from labapex.protocol.spec import MAX_FILES, Bundle, Constraints, JobSpec, Part, parse_spec
-from labapex_server.accounts.models import User
+from labapex_server.accounts.models import Role, User
+from labapex_server.accounts.organisations import MAX_NAME
+from labapex_server.accounts.organisations import MEANING as ROLES
 from labapex_server.jobs import blobs
 
 MAX_YAML = 64 * 1024
@@ -38,7 +40,6 @@ class TokenForm(forms.Form):
     )
     scopes = forms.TypedMultipleChoiceField(
         label="What may it do?",
-        choices=[(scope.value, f"{scope.value}: {meaning}") for scope, meaning in MEANING.items()],
         coerce=Scope,
         initial=[Scope.JOBS_READ.value, Scope.JOBS_WRITE.value],
         widget=forms.CheckboxSelectMultiple,
@@ -49,6 +50,30 @@ class TokenForm(forms.Form):
         coerce=int,
         initial=str(TOKEN_DAYS),
     )
+
+    def __init__(self, allowed: Collection[Scope], *args: Any, **kwargs: Any) -> None:
+        """`allowed`: what whoever makes it may do themselves."""
+        super().__init__(*args, **kwargs)
+        scopes = cast(forms.ChoiceField, self.fields["scopes"])
+        scopes.choices = [(scope.value, f"{scope.value}: {MEANING[scope]}") for scope in Scope if scope in allowed]
+
+
+class InvitationForm(forms.Form):
+    role = forms.ChoiceField(
+        label="Role",
+        choices=[(role, f"{role}: may {meaning}") for role, meaning in ROLES.items()],
+        initial=Role.MEMBER,
+        widget=forms.RadioSelect,
+    )
+    email = forms.EmailField(
+        label="E-mail address",
+        required=False,
+        help_text="Where the link is to be sent; it is shown to you in any case.",
+    )
+
+
+class OrganisationForm(forms.Form):
+    name = forms.CharField(label="Name", max_length=MAX_NAME, help_text="Letters, digits and . + - _")
 
 
 class DisputeForm(forms.Form):

@@ -105,3 +105,22 @@ def test_the_version_can_be_asked_for(labapex: Labapex) -> None:
     result = labapex("--version")
     assert result.code == 0
     assert result.out.strip()
+
+
+def test_a_login_for_an_organisation_is_kept_beside_ones_own_and_chosen_by_org(
+    labapex: Labapex, password: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("secret\nsecret\n"))
+    labapex("login", "--url", URL, "--username", "ada", "--password-stdin")
+    monkeypatch.setenv("LABAPEX_ORG", "acme")
+    told = labapex("login", "--url", URL, "--username", "ada", "--password-stdin")
+    assert "as ada for acme" in told.err
+    assert set(credentials.load().platforms) == {URL, f"{URL}#acme"}
+    monkeypatch.delenv("LABAPEX_ORG")
+    assert credentials.load().current == f"{URL}#acme"  # as it was used last
+    assert labapex("whoami").code == 0
+    refused = labapex("--org", "others", "whoami")
+    assert refused.code == 3
+    monkeypatch.delenv("LABAPEX_ORG", raising=False)
+    assert labapex("--org", "", "logout").code == 0
+    assert set(credentials.load().platforms) == {f"{URL}#acme"}

@@ -7,6 +7,7 @@ import pytest
 from labapex.protocol.api import Scope
 from labapex_server.accounts import services as accounts
 from labapex_server.accounts.models import Token, User
+from labapex_server.accounts.organisations import acting
 from labapex_server.accounts.services import TokenRefused
 from labapex_server.lib import clock
 
@@ -46,7 +47,7 @@ def test_an_expired_revoked_or_locked_token_opens_nothing_and_the_refusal_names_
 ) -> None:
     secret = accounts.issue_token(researcher, name="laptop")
     token = Token.objects.get()
-    assert not accounts.revoke_token(other_researcher, token_id=token.pk)
+    assert not accounts.revoke_token(acting(other_researcher, None), token_id=token.pk)
     Token.objects.update(expires_at=clock.now() - timedelta(seconds=1))
     with pytest.raises(TokenRefused, match=r"the token 'laptop' \(apex_....…\) expired on"):
         accounts.authenticate_token(secret)
@@ -55,8 +56,8 @@ def test_an_expired_revoked_or_locked_token_opens_nothing_and_the_refusal_names_
     with pytest.raises(TokenRefused, match="closed"):
         accounts.authenticate_token(secret)
     User.objects.filter(pk=researcher.pk).update(is_active=True)
-    assert accounts.revoke_token(researcher, token_id=token.pk)
-    assert not accounts.revoke_token(researcher, token_id=token.pk)
+    assert accounts.revoke_token(acting(researcher, None), token_id=token.pk)
+    assert not accounts.revoke_token(acting(researcher, None), token_id=token.pk)
     with pytest.raises(TokenRefused, match=r"'laptop'.* was revoked on") as caught:
         accounts.authenticate_token(secret)
     assert secret[10:] not in str(caught.value)

@@ -7,15 +7,16 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
+from labapex.protocol.api import Scope
 from labapex.protocol.states import END_STATES
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.ledger import statements
 from labapex_server.lib.errors import Refused
-from labapex_server.web.views.common import PAGE, signed_in, user_of
+from labapex_server.web.views.common import PAGE, signed_in_to, user_of
 
 
-@signed_in
+@signed_in_to(Scope.BILLING_READ, Scope.BILLING_READ)
 @require_GET
 def overview(request: HttpRequest) -> HttpResponse:
     account = ledger.account_of(user_of(request))
@@ -42,7 +43,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     return render(request, "web/billing.html", context)
 
 
-@signed_in
+@signed_in_to(Scope.BILLING_READ, Scope.BILLING_READ)
 @require_GET
 def statement(request: HttpRequest) -> HttpResponse:
     """The rows of one month as a file for a spreadsheet."""

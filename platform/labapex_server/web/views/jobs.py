@@ -16,6 +16,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from pydantic import ValidationError
 
 from labapex.errors import LabApexError, UsageError
+from labapex.protocol.api import Scope
 from labapex.protocol.canonical import explain
 from labapex.protocol.spec import Constraints
 from labapex.protocol.states import JobState
@@ -32,7 +33,7 @@ from labapex_server.verification import services as verification
 from labapex_server.web import commitments as committed
 from labapex_server.web import reads, words
 from labapex_server.web.forms import MAX_YAML, SubmitForm, read_document
-from labapex_server.web.views.common import PAGE, number, own_job, signed_in, user_of
+from labapex_server.web.views.common import PAGE, acting_of, number, own_job, signed_in, user_of
 
 BUCKETS = 1500
 """Of a drawing: more than a chart has pixels for on most screens."""
@@ -40,7 +41,9 @@ BUCKETS = 1500
 
 @require_GET
 def index(request: HttpRequest) -> HttpResponse:
-    return redirect("web:jobs")
+    """What one looks at first; who may see no jobs looks after the credit."""
+    jobless = request.user.is_authenticated and Scope.JOBS_READ not in acting_of(request).scopes
+    return redirect("web:billing" if jobless else "web:jobs")
 
 
 @signed_in

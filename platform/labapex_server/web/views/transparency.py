@@ -51,7 +51,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "verdict_key": base64.b64encode(public.verdict).decode(),
         "log_key": base64.b64encode(public.log).decode(),
         "verifier_key": verifier_key(keys.log_public_key()),
-        "form": PublicNameForm(initial={"name": getattr(request.user, "public_name", "")}),
+        "form": PublicNameForm(initial={"name": user_of(request).public_name if request.user.is_authenticated else ""}),
     }
     return render(request, "web/transparency.html", context, status=422 if wrong else 200)
 

@@ -12,6 +12,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
 from labapex.drivers import NoBuild
+from labapex.protocol.api import Scope
 from labapex.protocol.hours import Hours
 from labapex.trust import fingerprint
 from labapex_server.jobs import supply
@@ -19,7 +20,7 @@ from labapex_server.lib import clock, trust
 from labapex_server.marketplace.matching import torch_for
 from labapex_server.marketplace.models import LIVE
 from labapex_server.web import reads
-from labapex_server.web.views.common import signed_in, user_of
+from labapex_server.web.views.common import signed_in_to, user_of
 from labapex_server.workers import reputation
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Worker
@@ -69,7 +70,7 @@ def _torch(worker: Worker, held: supply.Held) -> dict[str, str]:
     return {} if supplied is None else {"brought": supplied.build.torch}
 
 
-@signed_in
+@signed_in_to(Scope.WORKERS_WRITE, Scope.WORKERS_WRITE)
 @require_GET
 def listing(request: HttpRequest) -> HttpResponse:
     template = "web/_fleet.html" if request.headers.get("HX-Request") else "web/workers.html"
@@ -77,7 +78,7 @@ def listing(request: HttpRequest) -> HttpResponse:
 
 
 @never_cache
-@signed_in
+@signed_in_to(Scope.WORKERS_WRITE, Scope.WORKERS_WRITE)
 @require_POST
 def code(request: HttpRequest) -> HttpResponse:
     """A new enrolment code with the commands that use it, shown in this one answer."""
