@@ -20,6 +20,8 @@ ALLOWED_HOSTS = [_public.hostname or "localhost", "localhost", "127.0.0.1", "[::
 CSRF_TRUSTED_ORIGINS = [f"{_public.scheme}://{_public.netloc}"]
 
 INSTALLED_APPS = [
+    "labapex_server.staff",  # before the admin, whose templates it changes
+    "django.contrib.admin.apps.SimpleAdminConfig",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

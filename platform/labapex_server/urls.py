@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from django.urls import URLPattern, URLResolver, include, path
 
 from labapex_server.pulse import views as pulse
+from labapex_server.staff.site import office
 
 _DOORS = (
     ("api/", "labapex_server.api.urls"),
@@ -20,4 +21,5 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("readyz", pulse.readyz),
     path("metrics", pulse.metrics),
 ]
+urlpatterns += [path("admin/", office.urls)]
 urlpatterns += [path(prefix, include(module)) for prefix, module in _DOORS if find_spec(module)]

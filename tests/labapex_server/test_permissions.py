@@ -1,7 +1,7 @@
 """Who gets what: every address, page and socket of the platform, asked by everybody. An address without a row here fails.
 
-The cast: the job's owner, another researcher, the owner of the worker that trained it, the operator (whose rights are the
-shell's, and not the web's), and nobody. What is another's does not exist: 404, in the same words as for what never was.
+The cast: the job's owner, another researcher, the owner of the worker that trained it, the operator (who has his
+own pages and no part in others'), and nobody. What is another's does not exist: 404, in the same words as for what never was.
 """
 
 from __future__ import annotations
@@ -82,7 +82,14 @@ class OwnThing:
     code: str = ""
 
 
-Row = Public | Page | FactorPage | OwnPage | Program | OwnThing
+@dataclass(frozen=True)
+class Office:
+    """A page for the operator: to whoever else is signed in there is nothing, in whatever words."""
+
+    status: int = 200
+
+
+Row = Office | Public | Page | FactorPage | OwnPage | Program | OwnThing
 
 MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "healthz"): Public(),
@@ -218,6 +225,24 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "billing/"): Page(),
     ("GET", "billing/statement.csv"): Page(),
 }
+OFFICE = ("accounts/user", "admin/logentry", "disputes/dispute", "jobs/job", "ledger/account", "ledger/transfer",
+    "marketplace/lease", "transparency/certificaterecord", "transparency/revocationrecord", "verification/verdictrecord",
+    "workers/mark", "workers/worker")  # fmt: skip
+OFFICE_BOOKS = "^(?P<app_label>workers|jobs|marketplace|accounts|ledger|disputes|verification|transparency|admin)/$"
+MATRIX |= {("GET", f"admin/{page}/"): Office() for page in OFFICE}
+MATRIX |= {("POST", f"admin/{page}/add/"): Office(403) for page in OFFICE}  # nothing is entered by hand
+for page in OFFICE:
+    for what, status in (("delete", 403), ("change", 302), ("history", 302)):  # of what never was
+        MATRIX["GET", f"admin/{page}/<path:object_id>/{what}/"] = Office(status)
+    MATRIX["GET", f"admin/{page}/<path:object_id>/"] = Office(302)
+MATRIX |= {
+    ("GET", "admin/"): Office(),
+    ("GET", "admin/jsi18n/"): Office(),
+    ("GET", f"admin/{OFFICE_BOOKS}"): Office(),
+    ("GET", "admin/workers/worker/fraud/"): Office(),
+}
+for what in ("change", "history"):  # what the operator sees of a thing that there is
+    MATRIX["GET", f"admin/jobs/job/<path:object_id>/{what}/"] = Office()
 SIGN_IN = {"GET login/", "GET signup/"}  # whoever is signed in is sent on
 
 
@@ -278,6 +303,7 @@ def job(researcher: User, host: User) -> Job:
 def ask(method: str, route: str, user: User | None, job: Job, token: int, acting: Acting | None = None) -> Any:
     """By cookie on pages, by token in the API, as each door wants it; for an organisation, where `acting` says so."""
     address = "/" + route.replace("<uuid:job>", str(job.pk)).replace("<uuid:job_id>", str(job.pk))
+    address = address.replace("<path:object_id>", str(job.pk)).replace(OFFICE_BOOKS, "workers/")
     address = address.replace("<uuid:dispute>", str(job.pk)).replace("<uuid:dispute_id>", str(job.pk))
     address = address.replace(
         "^transparency/revocations/(?P<certificate>[0-9a-f]{64})$", f"transparency/revocations/{'cd' * 32}"
@@ -323,7 +349,7 @@ def test_each_of_the_cast_gets_what_is_theirs(cast: dict[str, User | None], job:
         if f"{method} {route}" in SIGN_IN and user is not None:
             expected = 302
         assert reply.status_code == expected, (who, text[:300])
-        if who != "owner":
+        if who != "owner" and not (who == "operator" and isinstance(row, Office)):
             assert SECRET.encode() not in text, who
             assert str(job.pk).encode() not in text or f"/{job.pk}/".encode() in text, who
             owned.refresh_from_db()
@@ -334,8 +360,10 @@ def test_each_of_the_cast_gets_what_is_theirs(cast: dict[str, User | None], job:
 
 
 def status_of(row: Row, who: str) -> int:
-    if who == "anonymous" and isinstance(row, Page | FactorPage | OwnPage):
+    if who == "anonymous" and isinstance(row, Page | FactorPage | OwnPage | Office):
         return 302
+    if isinstance(row, Office) and who != "operator":
+        return 404
     if isinstance(row, FactorPage):
         return row.with_factor if who == "operator" else row.status
     if who == "anonymous" and isinstance(row, Program | OwnThing):

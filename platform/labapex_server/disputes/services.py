@@ -54,10 +54,10 @@ def go_on(dispute: Dispute, *, beat: Callable[[], None], seconds: float = math.i
     return True
 
 
-def give_up(dispute: Dispute, reason: str) -> None:
-    """The platform could not run it again: nothing is said, and the stake goes back."""
+def give_up(dispute: Dispute, reason: str) -> bool:
+    """The platform could not run it again: nothing is said, and the stake goes back. False: it was ruled before."""
     words = f"the platform could not run it again: {reason}"
-    rule(dispute, Finding(Outcome.UNJUDGED, words))
+    return rule(dispute, Finding(Outcome.UNJUDGED, words))
 
 
 # -- claims: who works on a dispute ------------------------------------------------------------------------------------

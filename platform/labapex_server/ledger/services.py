@@ -14,6 +14,7 @@ from labapex.protocol.spec import CREDIT
 from labapex_server.accounts.models import User
 from labapex_server.ledger.models import ESCROW, GUARANTEE, HELD, ISSUER, POSTED, USER, VOIDED, Account, Transfer
 from labapex_server.lib import clock
+from labapex_server.lib.errors import Conflict
 
 REST, STAKE_REST = "rest of the budget", "rest of the stake"
 RESTS = (REST, STAKE_REST)
@@ -73,6 +74,20 @@ def top_up(account: Account, *, amount: int, memo: str) -> Transfer:
 def make_good(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
     """Pay out of the guarantee, whatever it holds."""
     return _transfer(debit=guarantee(), credit=account, amount=amount, status=POSTED, memo=memo, job=job)
+
+
+@transaction.atomic
+def refund(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
+    """Give back, out of the guarantee, what a job has cost an account. Raises `Conflict` for more than that."""
+    Account.objects.select_for_update().get(pk=account.pk)
+    back = _sum(account.credits.filter(status=POSTED, debit__kind=GUARANTEE, job=job))
+    left = spent(account, job=job) - back
+    if amount > left:
+        raise Conflict(
+            f"the job has cost {credits_text(left + back)} credits, of which {credits_text(back)} are given back:"
+            f" {credits_text(max(0, left))} can be"
+        )
+    return make_good(account, amount=amount, job=job, memo=memo[:200])
 
 
 @transaction.atomic
