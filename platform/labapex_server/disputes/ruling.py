@@ -115,7 +115,7 @@ def _rule(dispute: Dispute, found: Finding) -> None:
         assert found.verdict is not None
         verdicts.replace(lease, found.verdict)
         if found.verdict.verdict == "verified":
-            movements = marketplace.pay_after_all(lease, contested, reason=words)
+            movements = marketplace.pay_after_all(lease, contested, found.verdict, reason=words)
             paid = sum(each.amount for each in movements if each.payee is not None)
             if lease.terms.stopped is None:
                 certificates.certify(lease, found.verdict, paid=paid)

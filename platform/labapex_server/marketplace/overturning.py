@@ -34,9 +34,10 @@ class Movement:
 
 
 @transaction.atomic
-def pay_after_all(lease: Lease, contested: Verdict, *, reason: str) -> list[Movement]:
+def pay_after_all(lease: Lease, contested: Verdict, verdict: Verdict, *, reason: str) -> list[Movement]:
     """A rejected run was honest: its hosts are paid by the guarantee, which takes as much as she has from the client, who gets
-    what she had ordered; the job is verified, and what was said of the host does not count. Within the ruling's transaction.
+    what she had ordered; the job is verified as `verdict` says, and what was said of the host does not count. Within the ruling's
+    transaction.
 
     Raises `Conflict` where the job is not rejected any more."""
     job = Job.objects.select_related("owner").get(pk=lease.job_id)
@@ -44,7 +45,7 @@ def pay_after_all(lease: Lease, contested: Verdict, *, reason: str) -> list[Move
     stopped = terms.stopped is not None
     due_parts = shares(lease, paid=job.paid_epochs)
     _move(job, JobState.CANCELLED if stopped else JobState.VERIFIED, reason, Fault.CLIENT if stopped else Fault.NOBODY)
-    Job.objects.filter(pk=job.pk).update(paid_epochs=terms.epochs)
+    Job.objects.filter(pk=job.pk).update(paid_epochs=verdict.verified_epochs)
     moved = []
     for part in due_parts:
         account, amount, memo = part.payment
