@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from labapex.protocol.frames import Ack, Greeting, Hello, Nack, Nonce, Refusal, hello_bytes, to_agent
@@ -43,6 +44,19 @@ class Agent:
         await self._socket.send(pack(Hello(worker=worker, signature=signature, leases=(self.run.lease.pk,))))
         while not isinstance(to_agent(await self._socket.recv()), Greeting):  # type: ignore[arg-type]
             pass
+
+    async def say(self, message: bytes) -> None:
+        await self._socket.send(message)
+
+    async def beat(self, heartbeat: bytes, every: float = 5.0) -> None:
+        """Say so now and then, beginning some time within the interval, and read whatever is said, until cancelled."""
+        await asyncio.sleep(random.random() * every)
+        while True:
+            await self._socket.send(heartbeat)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(every):
+                    while True:
+                        await self._socket.recv()
 
     async def close(self) -> None:
         await self._socket.close()
