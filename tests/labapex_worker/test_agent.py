@@ -330,6 +330,21 @@ def test_a_fork_of_the_log_stops_the_lease_and_says_so(agent: Agent) -> None:
     assert "differ" in failed.reason
 
 
+@pytest.mark.parametrize("change", [{"head": bytes(32)}, {"seq": 7}])
+def test_an_acknowledgement_that_does_not_fit_deletes_nothing_and_the_platform_is_asked_anew(
+    agent: Agent, change: dict[str, object]
+) -> None:
+    grant = running(agent)
+    frame = a_chain(grant.lease, 1)[0]
+    agent.from_executable(grant.lease, pack(frame), 1)
+    tell(agent, Welcome(lease=grant.lease, seq=0, next=0, head=genesis(grant.lease)))
+    garbled = Ack(lease=grant.lease, seq=0, head=frame.hash).model_copy(update=change)
+    (errand,) = tell(agent, garbled)
+    assert isinstance(errand, effects.HangUp)
+    assert agent.session.works[grant.lease].phase is Phase.RUNNING
+    assert agent.session.works[grant.lease].base == 0
+
+
 def test_a_platform_that_lost_acknowledged_frames_is_told_so(agent: Agent) -> None:
     grant = running(agent)
     frame = a_chain(grant.lease, 1)[0]

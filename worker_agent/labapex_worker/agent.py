@@ -225,6 +225,8 @@ class Agent:
         try:
             base = self._spool.acknowledge(lease, count, head)
         except Forked as error:
+            if not welcome:  # it may have been garbled on its way; what the platform holds, it says on a new connection
+                return self._do([effects.HangUp(f"an acknowledgement does not fit the log of {lease}: {error}")])
             log.error("lease %s: %s", lease, error)
             self.session.works[lease].drains = False
             return self._do(self.session.failed(lease, f"the two ends of the log differ: {error}"))
