@@ -34,7 +34,7 @@ from labapex.executable import Layout
 from labapex.protocol.manifest import Manifest
 from labapex.protocol.states import LeaseState
 from labapex_server.jobs import packages
-from labapex_server.lib import clock, logs
+from labapex_server.lib import clock, logs, metrics
 from labapex_server.lib.errors import Missing, NeedsLength, Refused, TooLarge
 from labapex_server.lib.http import Left, Receive, Scope, Send, body, content_length, headers, problem, respond
 from labapex_server.marketplace import services as marketplace
@@ -91,7 +91,8 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
         lease = await _authenticated(found[1], fields)
         logs.about(job=lease.job_id, lease=lease.pk, worker=lease.worker_id)
         if found[4] != "chunks" and scope["method"] in ("GET", "HEAD"):
-            await _download(await _served(lease, found), scope["method"], fields, receive, send)
+            kind = found[2] or found[4] or "wheels"
+            await _download(await _served(lease, found), kind, scope["method"], fields, receive, send)
         elif found[4] and scope["method"] == "PUT":
             new = await _upload(_Wanted(lease, found[4], int(found[5])), fields, receive)
             await respond(send, 200, b'{"stored":true,"new":%s}\n' % (b"true" if new else b"false"))
@@ -135,7 +136,7 @@ async def _served(lease: Lease, found: re.Match[str]) -> Layout:
     return await offload(_state, lease, int(found[5]))
 
 
-async def _download(made: Layout, method: str, asked: dict[str, str], receive: Receive, send: Send) -> None:
+async def _download(made: Layout, kind: str, method: str, asked: dict[str, str], receive: Receive, send: Send) -> None:
     start, stop, partial = _range(asked, made.size)
     fields = [
         (b"content-type", b"application/octet-stream"),
@@ -148,6 +149,7 @@ async def _download(made: Layout, method: str, asked: dict[str, str], receive: R
     await send({"type": "http.response.start", "status": 206 if partial else 200, "headers": fields})
     if method == "GET":
         await _pour(made, start, stop, receive, send)
+        metrics.LEASE_BYTES.labels("out", kind).inc(stop - start)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -269,6 +271,7 @@ async def _upload(wanted: _Wanted, fields: dict[str, str], receive: Receive) -> 
     _uploading[lease] += 1
     try:
         await _take_in(wanted, length, seconds, receive)
+        metrics.LEASE_BYTES.labels("in", wanted.kind).inc(length)
     finally:
         _uploading[lease] -= 1
         if not _uploading[lease]:

@@ -27,6 +27,11 @@ COMMIT_SECONDS = Histogram("labapex_commit_seconds", "To commit a group of frame
 COMMIT_FRAMES = Histogram(
     "labapex_commit_frames", "Frames of a group.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 )
+LEASE_BYTES = Counter(
+    "labapex_lease_bytes",
+    "Of leases' files: executables, wheels and states out, chunks and states in.",
+    ("way", "kind"),
+)
 HELD_BACK_SECONDS = Counter(
     "labapex_held_back_seconds",
     "For which workers' sockets were not read: over their rate, or too much in flight.",

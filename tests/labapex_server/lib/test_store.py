@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -21,6 +22,7 @@ from labapex_server.jobs import blobs
 from labapex_server.jobs.models import Blob
 from labapex_server.lib import store
 from labapex_server.lib.config import Config
+from labapex_server.verification import erasing
 
 BUCKET = "labapex-files"
 CONTENT = os.urandom(20 << 20)  # several parts of an upload
@@ -196,3 +198,27 @@ def test_a_secret_may_stand_in_a_file_instead_of_the_environment(tmp_path: Path)
     made = Config(_secrets_dir=str(tmp_path))
     assert made.object_store_secret.get_secret_value().strip() == "of a file"
     assert "of a file" not in repr(made)
+
+
+@pytest.mark.django_db
+def test_what_no_job_needs_any_more_is_deleted_from_the_store_and_a_silent_store_is_asked_again(
+    settings: Any, bucket: Any, endpoint: str, tmp_path: Path, researcher: User
+) -> None:
+    machine(settings, tmp_path / "one", endpoint)
+    digest = hashlib.sha256(b"unused").hexdigest()
+    blobs.store(researcher, digest, io.BytesIO(b"unused"), size=6)
+    assert len(names(bucket)) == 1
+    with configured(settings, object_store_url=f"s3://{BUCKET}-elsewhere/platform"), pytest.raises(store.StoreSilent):
+        erasing.forget_files(researcher)
+    assert Blob.objects.count() == 1
+    erasing.forget_files(researcher)
+    assert Blob.objects.count() == 0
+    assert names(bucket) == []
+
+
+@contextmanager
+def configured(settings: Any, **update: Any) -> Iterator[None]:
+    before = settings.LABAPEX
+    settings.LABAPEX = before.model_copy(update=update)
+    yield
+    settings.LABAPEX = before
