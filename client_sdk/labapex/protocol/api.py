@@ -158,7 +158,7 @@ class AlertChoice(Message):
 
 
 class AlertChannels(AlertChoice):
-    address: str | None  # of the account; mails go there
+    address: str | None  # of the account, or of an organisation's members; mails go there
     secret: str | None = None  # with which the webhook's calls are signed: shown this once, where the address is new
 
 

@@ -12,7 +12,7 @@ from django.core.mail import EmailMessage
 from django.db.models import F
 
 from labapex_server.alerts.models import Channels, Delivery
-from labapex_server.alerts.services import purpose
+from labapex_server.alerts.services import addresses, purpose
 from labapex_server.alerts.webhooks import NotDelivered, post, signature
 from labapex_server.lib import clock, keys
 
@@ -59,9 +59,10 @@ def _attempt(delivery: Delivery, now: datetime) -> bool:
 def _send(delivery: Delivery) -> None:
     channels = Channels.objects.select_related("user").filter(user=delivery.user_id).first()
     if delivery.channel == "mail":
-        if channels is None or not channels.mail or not channels.user.email:
+        to = addresses(channels.user) if channels is not None and channels.mail else []
+        if not to:
             raise NotDelivered("mail is no longer wanted, or the account has no address")
-        message = EmailMessage(f"Lab Apex: {delivery.subject}", delivery.body, to=[channels.user.email])
+        message = EmailMessage(f"Lab Apex: {delivery.subject}", delivery.body, bcc=to)
         try:
             message.send()
         except (OSError, smtplib.SMTPException) as error:

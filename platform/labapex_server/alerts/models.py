@@ -55,7 +55,7 @@ class Channels(models.Model):
     """How a person wants to be told."""
 
     user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, primary_key=True, related_name="+")
-    mail = models.BooleanField(default=False)  # to the address of the account
+    mail = models.BooleanField(default=False)  # to the account's address, or its members'
     webhook = models.CharField(max_length=2000, blank=True)
     wrapped_secret = models.BinaryField(null=True)  # with which its calls are signed
     budget_share = models.IntegerField(default=80)  # percent

@@ -14,10 +14,11 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, Q
 
-from labapex.protocol.api import AlertKind, JobView
+from labapex.protocol.api import AlertKind, JobView, Scope
 from labapex.protocol.records import uncolumn
 from labapex.protocol.states import END_STATES, JobState, LeaseState
-from labapex_server.accounts.models import User
+from labapex_server.accounts.models import Membership, User
+from labapex_server.accounts.organisations import SCOPES
 from labapex_server.alerts.conditions import Situation, change, standing
 from labapex_server.alerts.models import Alert, Channels, Delivery, Watch
 from labapex_server.alerts.trend import Trend
@@ -135,7 +136,7 @@ def _put(channels: Channels, subject: str, words: str, document: dict[str, Any],
     """Messages on their way: the sweep sends them."""
     subject = " ".join(subject.split())[:150]
     bodies = {}
-    if channels.mail and channels.user.email:
+    if channels.mail and addresses(channels.user):
         bodies["mail"] = words
     if channels.webhook:
         bodies["webhook"] = json.dumps(document)
@@ -148,7 +149,7 @@ def _put(channels: Channels, subject: str, words: str, document: dict[str, Any],
 def try_out(user: User) -> None:
     """Send a message that says only that it came. Raises `Refused` where there is no channel."""
     channels = channels_of(user)
-    if not channels.webhook and not (channels.mail and user.email):
+    if not channels.webhook and not (channels.mail and addresses(user)):
         raise Refused("there is no channel: choose mail, for which the account needs an address, or a webhook")
     words = "This is a trial: alerts of your jobs come this way."
     _put(channels, "Trial", words + "\n", {"event": "trial", "text": words}, clock.now())
@@ -160,6 +161,15 @@ def try_out(user: User) -> None:
 def channels_of(user: User) -> Channels:
     """A person's channels; unsaved where nothing was ever chosen."""
     return Channels.objects.select_related("user").filter(user=user).first() or Channels(user=user)
+
+
+def addresses(user: User) -> list[str]:
+    """Where mails for an account go: to the person, or to those members of an organisation who may see its jobs."""
+    if not user.is_organisation:
+        return [user.email] if user.email else []
+    seeing = [role for role, scopes in SCOPES.items() if Scope.JOBS_READ in scopes]
+    members = Membership.objects.filter(organisation=user, role__in=seeing).exclude(person__email="")
+    return sorted(set(members.values_list("person__email", flat=True)))
 
 
 def choose(user: User, *, mail: bool, webhook: str, budget_share: int) -> str | None:

@@ -57,6 +57,6 @@ def _view(user: User, secret: str | None = None) -> AlertChannels:
         mail=channels.mail,
         webhook=channels.webhook or None,
         budget_share=channels.budget_share,
-        address=user.email or None,
+        address=", ".join(alerts.addresses(user)) or None,
         secret=secret,
     )

@@ -16,7 +16,8 @@ from django.core import mail
 from tests.labapex_server.gateway.stage import Host, Run, a_run, queued_job
 
 from labapex.protocol.states import Fault, JobState
-from labapex_server.accounts.models import User
+from labapex_server.accounts import organisations
+from labapex_server.accounts.models import Membership, Role, User
 from labapex_server.alerts import delivery, services
 from labapex_server.alerts.models import Alert, Channels, Delivery, Watch
 from labapex_server.alerts.trend import STALL_SECONDS
@@ -148,7 +149,7 @@ def test_each_end_is_told_with_its_cause_and_what_was_passing_is_over(
     assert delivery.deliver(after(1)) == 3  # nobody is told that a contact is back which is not
     subjects = [message.subject for message in mail.outbox]
     assert subjects == ["Lab Apex: digits: not-finite", "Lab Apex: digits: lost-contact", "Lab Apex: digits: ended"]
-    assert mail.outbox[2].to == ["ada@example.org"]
+    assert mail.outbox[2].recipients() == ["ada@example.org"]
     assert "no such column" in mail.outbox[2].body
     assert f"/jobs/{run.lease.job_id}/" in mail.outbox[2].body
 
@@ -219,6 +220,24 @@ def test_what_is_no_longer_wanted_is_not_sent(researcher: User, ear: Ear) -> Non
     assert delivery.deliver() == 0
     assert ear.heard == []
     assert Delivery.objects.get().problem == "there is no webhook any more"
+
+
+@pytest.mark.django_db
+def test_an_organisations_mails_go_to_the_members_who_may_see_its_jobs(
+    researcher: User, other_researcher: User, host: User
+) -> None:
+    laboratory = organisations.establish(researcher, "laboratory")
+    for person, role in ((researcher, None), (other_researcher, Role.MEMBER), (host, Role.BILLING)):
+        person.email = f"{person.username}@example.org"
+        person.save()
+        if role:
+            Membership.objects.create(organisation=laboratory, person=person, role=role, since=clock.now())
+    services.choose(laboratory, mail=True, webhook="", budget_share=80)
+    services.try_out(laboratory)
+    assert delivery.deliver() == 1
+    (message,) = mail.outbox
+    assert message.recipients() == ["other_researcher@example.org", "researcher@example.org"]
+    assert message.to == []  # nobody learns the others' addresses
 
 
 @pytest.mark.django_db

@@ -34,7 +34,7 @@ def channels(request: HttpRequest) -> HttpResponse:
             messages.success(request, "Kept.")
             if secret is None:
                 return redirect("web:alerts")
-    context = {"form": form, "secret": secret, "deliveries": alerts.latest(user)}
+    context = {"form": form, "secret": secret, "deliveries": alerts.latest(user), "addresses": alerts.addresses(user)}
     return render(request, "web/alerts.html", context, status=422 if form.errors else 200)
 
 
