@@ -45,6 +45,8 @@ def offers(
     for offer in found:
         table.add_row(*(Text(one_line(cell)) for cell in _cells(offer)))
     stdout().print(table)
+    if fee := client.offers(wanted, limit=1).fee_basis_points:
+        say(f"The platform asks {fee / 100:g} % besides.")
     if not found:
         say(f"There are none: {one_line(client.offers(wanted, limit=1).lacking or 'try again')}.")
 
@@ -112,5 +114,7 @@ def words(client: Client, spec: JobSpec) -> str:
     if not page.results:
         return f"none fits now, and the job would wait: {page.lacking}"
     price = page.results[0].price_per_hour
+    whole = price * (10_000 + page.fee_basis_points) / 10_000
+    fee = f" and {page.fee_basis_points / 100:g} % to the platform" if page.fee_basis_points else ""
     fit = f"{counted(page.total, 'offer')} {'fits' if page.total == 1 else 'fit'}, {page.free} free now"
-    return f"{fit}; from {credits(price)} credits an hour, at which the budget lasts {spec.budget_micro / price:.3g} h"
+    return f"{fit}; from {credits(price)} credits an hour{fee}, at which the budget lasts {spec.budget_micro / whole:.3g} h"

@@ -153,6 +153,7 @@ def receipt_lines(receipt: Receipt) -> RenderableType:
     for name, text in (
         ("held", f"{credits(receipt.held)} credits"),
         ("paid", paid),
+        *([("platform fee", credits(receipt.fee))] if receipt.fee else []),
         ("refunded", credits(receipt.refunded)),
         ("because", headline(receipt.reason)),
     ):

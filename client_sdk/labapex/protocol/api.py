@@ -219,9 +219,10 @@ class JobView(Message):
     progress: Progress
     iterations_per_epoch: int | None
     packages: tuple[str, ...] = ()  # "einops 0.8.1": what the script's requirements were locked to
-    budget: int  # micro-credits, as are the next three
-    cost: int
-    paid: int
+    budget: int  # micro-credits, as are the next four
+    cost: int  # the fee among it
+    paid: int  # to hosts
+    fee: int = 0  # to the platform
     refunded: int
     worker: str | None
     device: str | None
@@ -308,6 +309,7 @@ class OfferPage(Message):
     total: int  # offers on all pages
     free: int  # of them
     lacking: str | None  # what no connected host has, where there are none
+    fee_basis_points: int = 0  # what the platform asks besides, of what hosts are paid: 250 is 2.5 %
 
 
 class Problem(Message):

@@ -108,11 +108,12 @@ class Payment(Message):
 
 
 class Receipt(Message):
-    """Where the budget went, in micro-credits. `held == paid + refunded`. `price_per_epoch` is the last host's."""
+    """Where the budget went, in micro-credits. `held == paid + fee + refunded`. `price_per_epoch` is the last host's."""
 
     job: UUID
     held: int
     paid: int
+    fee: int = 0  # the platform's
     refunded: int
     price_per_epoch: int
     verified_epochs: int

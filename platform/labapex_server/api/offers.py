@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.http import HttpResponse
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from pydantic import ValidationError
@@ -54,6 +55,11 @@ class Offers(APIView):
         shown, following = pages.page_of(found.offers, lambda offer: offers.place(offer, order), request)
         return answer(
             OfferPage(
-                results=tuple(shown), next=following, total=len(found.offers), free=found.free, lacking=found.lacking
+                results=tuple(shown),
+                next=following,
+                total=len(found.offers),
+                free=found.free,
+                lacking=found.lacking,
+                fee_basis_points=settings.LABAPEX.fee_basis_points,
             )
         )

@@ -29,6 +29,7 @@ def receipt(job: Job) -> Receipt:
         job=job.pk,
         held=money.held,
         paid=money.paid,
+        fee=money.fee,
         refunded=money.refunded,
         price_per_epoch=job.price_per_epoch or 0,
         verified_epochs=job.paid_epochs,

@@ -55,8 +55,9 @@ def view(job: Job) -> JobView:
         iterations_per_epoch=per_epoch,
         packages=tuple(str(wheel) for wheel in job.lock.wheels),
         budget=job.budget,
-        cost=money.paid if state.ended else _cost(job, lease, per_epoch, complete),
+        cost=money.paid + money.fee if state.ended else _cost(job, lease, per_epoch, complete),
         paid=money.paid,
+        fee=money.fee,
         paid_epochs=job.paid_epochs,
         resumable=job.resumable,
         refunded=money.refunded,
@@ -105,13 +106,13 @@ def _cost(job: Job, lease: Any, per_epoch: int | None, complete: int) -> int:
     """What the epochs cost that are complete, each at the price of the host on which it ended."""
     if not per_epoch or lease is None:
         return 0
-    prices = {str(each.pk): each.price_per_epoch for each in job.leases.all()}
+    prices = {str(each.pk): each.price_per_epoch + each.fee_per_epoch for each in job.leases.all()}
     live = job.price_per_epoch is not None
     cost = done = 0
     for handover in lease.contract.get("handovers", ()) if live else job.handovers:
         until = handover["leaf"]["step"] // per_epoch
         cost, done = cost + prices[handover["lease"]] * (until - done), until
-    return cost + (job.price_per_epoch or 0) * max(0, complete - done)
+    return cost + (prices[str(lease.pk)] if live else 0) * max(0, complete - done)
 
 
 def _eta(lease: Any, state: JobState, iterations: int, total: int | None) -> float | None:

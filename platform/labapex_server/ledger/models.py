@@ -14,13 +14,13 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 
-USER, ISSUER, ESCROW, GUARANTEE = "user", "issuer", "escrow", "guarantee"
+USER, ISSUER, ESCROW, GUARANTEE, FEES = "user", "issuer", "escrow", "guarantee", "fees"
 HELD, POSTED, VOIDED = "held", "posted", "voided"
 
 
 class Account(models.Model):
     user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="account")
-    kind = models.CharField(max_length=10, choices=[(k, k) for k in (USER, ISSUER, ESCROW, GUARANTEE)])
+    kind = models.CharField(max_length=10, choices=[(k, k) for k in (USER, ISSUER, ESCROW, GUARANTEE, FEES)])
 
     class Meta:
         constraints = (
@@ -46,6 +46,7 @@ class Transfer(models.Model):
     hold = models.ForeignKey("self", on_delete=models.PROTECT, null=True, related_name="settlements")
     job = models.UUIDField(null=True, db_index=True)
     memo = models.CharField(max_length=200, blank=True)
+    reference = models.CharField(max_length=200, null=True, unique=True)  # noqa: DJ001 - of what was paid in: once
     created_at = models.DateTimeField(db_index=True)
 
     class Meta:

@@ -12,7 +12,7 @@ from django.db.models import QuerySet, Sum
 from labapex.errors import NotEnoughCredit
 from labapex.protocol.spec import CREDIT
 from labapex_server.accounts.models import User
-from labapex_server.ledger.models import ESCROW, GUARANTEE, HELD, ISSUER, POSTED, USER, VOIDED, Account, Transfer
+from labapex_server.ledger.models import ESCROW, FEES, GUARANTEE, HELD, ISSUER, POSTED, USER, VOIDED, Account, Transfer
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict
 
@@ -49,6 +49,11 @@ def guarantee() -> Account:
     return Account.objects.get_or_create(kind=GUARANTEE, user=None)[0]
 
 
+def fees() -> Account:
+    """What the platform has earned."""
+    return Account.objects.get_or_create(kind=FEES, user=None)[0]
+
+
 def balance(account: Account) -> Balance:
     received = _sum(account.credits.filter(status=POSTED))
     spent = _sum(account.debits.filter(status=POSTED))
@@ -65,9 +70,9 @@ def spent(account: Account, *, job: UUID | None = None) -> int:
 
 
 @transaction.atomic
-def top_up(account: Account, *, amount: int, memo: str) -> Transfer:
-    """Issue credit to an account."""
-    return _transfer(debit=issuer(), credit=account, amount=amount, status=POSTED, memo=memo)
+def top_up(account: Account, *, amount: int, memo: str, reference: str | None = None) -> Transfer:
+    """Issue credit to an account. Raises `IntegrityError` for a reference that credit was issued for already."""
+    return _transfer(debit=issuer(), credit=account, amount=amount, status=POSTED, memo=memo, reference=reference)
 
 
 @transaction.atomic
@@ -150,12 +155,13 @@ def void(held: Transfer) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the holds of a job, micro-credits; `held == paid + refunded` once all are closed."""
+    """What became of the holds of a job, micro-credits; `held == paid + fee + refunded` once all are closed."""
 
     held: int
-    paid: int
+    paid: int  # to hosts
     refunded: int
     open: bool
+    fee: int = 0  # the platform's
 
 
 def outcome(held: Transfer | None) -> Outcome:
@@ -169,9 +175,11 @@ def outcome(held: Transfer | None) -> Outcome:
     for status, amount in holds.values_list("status", "amount"):
         amounts[status] += amount
     rest = _sum(Transfer.objects.filter(hold__in=holds, credit=held.debit_id, memo__in=RESTS)) if amounts[POSTED] else 0
+    fee = _sum(Transfer.objects.filter(hold__in=holds, credit__kind=FEES)) if amounts[POSTED] else 0
     return Outcome(
         held=sum(amounts.values()),
-        paid=amounts[POSTED] - rest,
+        paid=amounts[POSTED] - rest - fee,
+        fee=fee,
         refunded=rest + amounts[VOIDED],
         open=bool(amounts[HELD]),
     )
@@ -199,6 +207,7 @@ def _transfer(
     memo: str,
     job: UUID | None = None,
     hold: Transfer | None = None,
+    reference: str | None = None,
 ) -> Transfer:
     if amount <= 0:
         raise ValueError("an amount must be positive")
@@ -210,6 +219,7 @@ def _transfer(
         memo=memo,
         job=job,
         hold=hold,
+        reference=reference,
         created_at=clock.now(),
     )
 

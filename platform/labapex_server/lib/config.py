@@ -78,6 +78,7 @@ class Config(BaseSettings):
     stall_seconds: float = 1800  # without a new iteration, though the worker is there; at least 50 iterations' time
     max_attempts: int = 5
     reference_price_per_hour: int = CREDIT  # for the estimate before a worker is known
+    fee_basis_points: int = Field(default=0, ge=0, le=5000)  # of hosts' pay, which clients pay besides: 250 is 2.5 %
     starting_credit: int = 1000 * CREDIT  # of the first-run login
 
     # disputes: for `evidence_days`

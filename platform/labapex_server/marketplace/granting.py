@@ -111,22 +111,24 @@ def _grant(
     expires = int(time.time() + config.lease_limit_seconds)
     manifest = executables.manifest(job, terms=terms, worker=worker.pk, torch=torch, expires_at=expires, before=before)
     work = work_of(job, worker.price_per_hour)
-    if estimate(**work) > job.budget:
+    fee = config.fee_basis_points
+    if estimate(**work, fee_basis_points=fee) > job.budget:
         return None
-    price = price_per_epoch(**work, budget=job.budget)
+    price = price_per_epoch(**work, budget=job.budget, fee_basis_points=fee)
     with transaction.atomic():
         reason = f"given to {worker.name}"
         if terms.after is not None:
             reason += f", to go on from iteration {terms.after.step}"
         handovers = job.handovers if before is not None else []
-        if not jobs.advance(job, JobState.LEASED, reason=reason, price_per_epoch=price, handovers=handovers):
+        if not jobs.advance(job, JobState.LEASED, reason=reason, price_per_epoch=price.host, handovers=handovers):
             return None
         granted = Lease.objects.create(
             id=lease_id,
             job=job,
             worker=worker,
             seed=terms.seed,
-            price_per_epoch=price,
+            price_per_epoch=price.host,
+            fee_per_epoch=price.fee,
             contract=terms.model_dump(mode="json"),
             manifest=manifest.model_dump(mode="json"),
             manifest_signature=sign(trust.private("manifest", manifest.key), manifest),

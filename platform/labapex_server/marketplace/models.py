@@ -23,7 +23,8 @@ class Lease(models.Model):
         max_length=10, choices=[(s.value, s.value) for s in LeaseState], default=LeaseState.GRANTED.value
     )
     seed = models.CharField(max_length=64)
-    price_per_epoch = models.BigIntegerField()  # micro-credits
+    price_per_epoch = models.BigIntegerField()  # micro-credits, to its worker's owner
+    fee_per_epoch = models.BigIntegerField(default=0)  # and to the platform
     contract = models.JSONField()  # protocol.contract.Contract
     manifest = models.JSONField()  # protocol.manifest.Manifest
     manifest_signature = models.BinaryField(max_length=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 from labapex_server.jobs.models import Job
 
@@ -30,15 +30,49 @@ def work_of(job: Job, price_per_hour: int) -> Work:
     }
 
 
+class Price(NamedTuple):
+    """Of an epoch, in micro-credits: what its host is paid, and what the platform has besides."""
+
+    host: int
+    fee: int
+
+
 def price_per_epoch(
-    *, price_per_hour: int, iteration_seconds: float, iterations_per_epoch: int, budget: int, epochs: int
-) -> int:
-    """At least 1, and never so much that `epochs` of them exceed the budget; `iteration_seconds` is the preflight's."""
+    *,
+    price_per_hour: int,
+    iteration_seconds: float,
+    iterations_per_epoch: int,
+    budget: int,
+    epochs: int,
+    fee_basis_points: int = 0,
+) -> Price:
+    """The host's is at least 1, and both together are never so much that `epochs` of them exceed the budget; `iteration_seconds`
+    is the preflight's."""
     exact = Fraction(price_per_hour) * Fraction(iteration_seconds) * iterations_per_epoch / _HOUR
-    return min(max(1, -(-exact.numerator // exact.denominator)), budget // epochs)
+    most = budget // epochs
+    host = min(max(1, _up(exact)), most)
+    fee = min(fee_of(host, fee_basis_points), most - 1) if most else 0
+    return Price(min(host, most - fee), fee)
 
 
-def estimate(*, price_per_hour: int, iteration_seconds: float, iterations_per_epoch: int, epochs: int) -> int:
-    """What all epochs would cost at this price, whatever the budget."""
+def estimate(
+    *,
+    price_per_hour: int,
+    iteration_seconds: float,
+    iterations_per_epoch: int,
+    epochs: int,
+    fee_basis_points: int = 0,
+) -> int:
+    """What all epochs would cost at this price, the fee among it, whatever the budget."""
     exact = Fraction(price_per_hour) * Fraction(iteration_seconds) * iterations_per_epoch * epochs / _HOUR
-    return max(epochs, -(-exact.numerator // exact.denominator))
+    host = max(epochs, _up(exact))
+    return host + fee_of(host, fee_basis_points)
+
+
+def fee_of(amount: int, basis_points: int) -> int:
+    """The platform's part besides an amount, rounded up."""
+    return _up(Fraction(amount * basis_points, 10_000))
+
+
+def _up(exact: Fraction) -> int:
+    return -(-exact.numerator // exact.denominator)

@@ -34,7 +34,7 @@ def settle(lease: Lease, verdict: Verdict, resumed_by: Sequence[Handover] = ()) 
     terms = lease.terms
     due = shares(lease, paid=job.paid_epochs) if verified else []
     if job.hold is not None:  # a proven cheat forfeits the whole job, whoever's it was
-        ledger.settle(job.hold, payments=[part.payment for part in due])
+        ledger.settle(job.hold, payments=[*(part.payment for part in due), *_fee(due)])
     ending: str = verdict.verdict
     if verdict.blamed not in (None, lease.pk):
         ending = "what an earlier host of the run had done is false"
@@ -57,7 +57,7 @@ def _end(job: Job, verdict: Verdict, due: list[Share], resumed_by: Sequence[Hand
     epochs = verdict.verified_epochs
     if not stopped:
         return jobs.advance(job, JobState.VERIFIED, reason=verdict.reason, fault=verdict.fault, paid_epochs=epochs)
-    paid, paid_for = sum(part.amount for part in due), sum(part.epochs for part in due)
+    paid, paid_for = sum(part.amount + part.fee for part in due), sum(part.epochs for part in due)
     back = (job.hold.amount if job.hold is not None else paid) - paid
     reason = (
         f"stopped by its owner: {epochs} of {verdict.epochs} epochs are verified; {paid_for} of them are paid now with"
@@ -97,10 +97,20 @@ class Share:
         return self.epochs * self.lease.price_per_epoch
 
     @property
+    def fee(self) -> int:
+        """Micro-credits, to the platform."""
+        return self.epochs * self.lease.fee_per_epoch
+
+    @property
     def payment(self) -> tuple[Account, int, str]:
         price = ledger.credits_text(self.lease.price_per_epoch)
         memo = f"{self.epochs} verified epochs at {price} on {self.lease.worker.name}"
         return ledger.account_of(self.lease.worker.owner), self.amount, memo
+
+
+def _fee(due: list[Share]) -> list[tuple[Account, int, str]]:
+    fee = sum(part.fee for part in due)
+    return [(ledger.fees(), fee, "the platform's fee")] if fee else []
 
 
 def shares(lease: Lease, *, paid: int = 0) -> list[Share]:

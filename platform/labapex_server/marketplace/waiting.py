@@ -6,6 +6,8 @@ from collections.abc import Sequence, Set
 from itertools import chain
 from uuid import UUID
 
+from django.conf import settings
+
 from labapex.protocol.limits import Limits
 from labapex.protocol.states import JobState
 from labapex_server.jobs import services as jobs
@@ -48,7 +50,8 @@ def _why(job: Job, workers: Sequence[Worker], taken: Set[UUID]) -> str | None:
     fitting = [worker for worker in fitting if not short.get(worker.pk)]
     if not fitting:
         return f"no host that fits has the {' and '.join(sorted(set(chain(*short.values()))))} that it asks for"
-    costs = {worker.pk: estimate(**work_of(job, worker.price_per_hour)) for worker in fitting}
+    fee = settings.LABAPEX.fee_basis_points
+    costs = {worker.pk: estimate(**work_of(job, worker.price_per_hour), fee_basis_points=fee) for worker in fitting}
     if (least := min(costs.values())) > job.budget:
         return f"no host for its budget of {credits_text(job.budget)} credits; the cheapest that fits takes {credits_text(least)}"
     left = [pk for pk, cost in costs.items() if cost <= job.budget]

@@ -110,6 +110,7 @@ def _objection(job: Job, report: PreflightReport | None) -> str | None:
         iteration_seconds=seconds,
         iterations_per_epoch=facts.iterations_per_epoch,
         epochs=spec.epochs,
+        fee_basis_points=settings.LABAPEX.fee_basis_points,
     )
     if cost > job.budget:
         return (

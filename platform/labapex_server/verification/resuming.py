@@ -45,7 +45,8 @@ def go_on(job: Job) -> Job:
     if job.erase_after is not None:
         raise Conflict("you asked for its data to be deleted; hand it in anew")
     epochs = job.job_spec.epochs
-    rest = job.budget - ledger.outcome(job.hold).paid
+    money = ledger.outcome(job.hold)
+    rest = job.budget - money.paid - money.fee
     memo = f"rest of the budget of {job.name}, for epochs {job.paid_epochs + 1} to {epochs}"
     held = ledger.hold(ledger.account_of(job.owner), amount=rest, job=job.pk, memo=memo)
     reason = f"resumed by its owner: goes on behind epoch {job.paid_epochs} of {epochs}; waits for a worker"

@@ -302,7 +302,8 @@ def _settled(job: Job, status: str) -> Step:
     if not JobState(job.state).ended:
         return Step("Settlement", status, f"{credits(money.held)} credits are held." if money.open else "")
     words = (
-        f"{credits(money.paid)} credits paid, {credits(money.refunded)} given back."
+        f"{credits(money.paid)} credits paid,{f' {credits(money.fee)} to the platform,' if money.fee else ''}"
+        f" {credits(money.refunded)} given back."
         if money.held
         else "No money was held."
     )

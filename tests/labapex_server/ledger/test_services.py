@@ -131,7 +131,8 @@ class Book(RuleBasedStateMachine):
         self.available = dict.fromkeys(names, 0)
         self.spent = dict.fromkeys(names, 0)
         self.open: dict[uuid.UUID, tuple[str, int]] = {}
-        self.issued = 0
+        self.issued = self.fees = 0
+        self.fees_before = ledger.balance(ledger.fees()).available
         self.issued_before = -ledger.balance(ledger.issuer()).available
 
     @rule(who=st.sampled_from(["ann", "ben"]), amount=amounts)
@@ -152,17 +153,21 @@ class Book(RuleBasedStateMachine):
         self.open[held.pk] = (who, amount)
         return held
 
-    @rule(held=holds, share=st.integers(0, 100))
-    def settle(self, held: Any, share: int) -> None:
+    @rule(held=holds, share=st.integers(0, 80), fee_share=st.integers(0, 20))
+    def settle(self, held: Any, share: int, fee_share: int) -> None:
         if held is None:
             return
-        paid = held.amount * share // 100
-        ledger.settle(held, payments=[(self.accounts["host"], paid, "")] if paid else [])
+        paid, fee = held.amount * share // 100, held.amount * fee_share // 100
+        payments = [(self.accounts["host"], paid, ""), (ledger.fees(), fee, "")]
+        ledger.settle(held, payments=[each for each in payments if each[1]])
         if held.pk in self.open:
             who, amount = self.open.pop(held.pk)
-            self.available[who] += amount - paid
+            self.available[who] += amount - paid - fee
             self.available["host"] += paid
-            self.spent[who] += paid
+            self.spent[who] += paid + fee
+            self.fees += fee
+            found = ledger.outcome(held)
+            assert (found.held, found.paid, found.fee, found.refunded) == (amount, paid, fee, amount - paid - fee)
 
     @rule(held=holds)
     def void(self, held: Any) -> None:
@@ -183,6 +188,9 @@ class Book(RuleBasedStateMachine):
         if hasattr(self, "accounts"):
             assert ledger.balance(ledger.escrow()).available == 0
             assert -ledger.balance(ledger.issuer()).available - self.issued_before == self.issued
+            assert ledger.balance(ledger.fees()).available - self.fees_before == self.fees
+            owned = sum(self.available.values()) + sum(amount for _, amount in self.open.values())
+            assert owned + self.fees == self.issued
 
     def teardown(self) -> None:
         """At the end of every story its statements are the book, and what was spent is the model's."""

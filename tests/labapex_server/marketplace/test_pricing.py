@@ -10,21 +10,29 @@ seconds = st.floats(min_value=0, max_value=10**5)
 counts = st.integers(min_value=1, max_value=10**6)
 
 
-@given(hourly=money, iteration=seconds, per_epoch=counts, epochs=counts, spare=money)
+@given(hourly=money, iteration=seconds, per_epoch=counts, epochs=counts, spare=money, share=st.integers(0, 5000))
 def test_a_price_is_never_zero_and_all_epochs_fit_the_budget(
-    hourly: int, iteration: float, per_epoch: int, epochs: int, spare: int
+    hourly: int, iteration: float, per_epoch: int, epochs: int, spare: int, share: int
 ) -> None:
     budget = epochs + spare
     price = price_per_epoch(
-        price_per_hour=hourly, iteration_seconds=iteration, iterations_per_epoch=per_epoch, budget=budget, epochs=epochs
+        price_per_hour=hourly,
+        iteration_seconds=iteration,
+        iterations_per_epoch=per_epoch,
+        budget=budget,
+        epochs=epochs,
+        fee_basis_points=share,
     )
-    assert price >= 1
-    assert price * epochs <= budget
+    assert price.host >= 1
+    assert price.fee >= 0
+    assert (price.host + price.fee) * epochs <= budget
 
 
 def test_an_hour_costs_what_an_hour_costs() -> None:
     fields = {"price_per_hour": 3_600_000, "iteration_seconds": 0.5, "iterations_per_epoch": 10}
-    assert price_per_epoch(**fields, budget=10**9, epochs=3) == 5000
+    assert price_per_epoch(**fields, budget=10**9, epochs=3) == (5000, 0)
+    assert price_per_epoch(**fields, budget=10**9, epochs=3, fee_basis_points=250) == (5000, 125)
+    assert estimate(**fields, epochs=3, fee_basis_points=250) == 15_375
     assert estimate(**fields, epochs=3) == 15_000
 
 

@@ -33,6 +33,7 @@ from labapex_server.gateway import books
 from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
+from labapex_server.ledger.audit import Audit, audit
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict, Gone, Missing, NotFinishedYet
 from labapex_server.marketplace import services as marketplace
@@ -145,6 +146,31 @@ def test_a_stopped_job_pays_for_what_was_verified(job: Job, rig: Host) -> None:
     assert certificates.record_of(ended) is None, "it was not trained to its end"
 
 
+def test_the_platforms_fee_is_due_with_each_paid_epoch_and_within_the_cap(job: Job, rig: Host, settings: Any) -> None:
+    settings.LABAPEX = settings.LABAPEX.model_copy(update={"fee_basis_points": 2500})
+    run = training(job, rig)
+    price, fee = run.lease.price_per_epoch, run.lease.fee_per_epoch
+    assert fee == -(-price // 4) > 0
+    send(run, 16)
+    assert jobs.view(now(job)).cost == 2 * (price + fee)
+    stopped(job)
+    assert judged(run).verdict == "verified"
+    ended = settled(job)
+    told = receipt(ended)
+    assert (told.paid, told.fee) == (2 * price, 2 * fee)
+    assert told.held == told.paid + told.fee + told.refunded
+    assert jobs.view(ended).cost == told.paid + told.fee == ledger.spent(ledger.account_of(job.owner))
+    assert ledger.balance(ledger.fees()).available == 2 * fee
+    verification.go_on(now(job))
+    again = training(job, rig)
+    finished(again)
+    assert judged(again).verdict == "verified"
+    told = receipt(settled(job))
+    assert (told.paid, told.fee) == (3 * price, 3 * fee)
+    assert told.paid + told.fee <= job.budget
+    assert audit() == Audit(escrow=0, overdrawn=0, circulating=audit().circulating, held=0)
+
+
 def test_an_epoch_that_was_not_complete_costs_nothing_and_shows_nothing(job: Job, rig: Host) -> None:
     run = training(job, rig)
     send(run, PER_EPOCH - 3)  # whole frames
@@ -164,7 +190,7 @@ def test_nothing_is_added_after_the_stop_and_the_host_is_told_at_once(job: Job, 
         telemetry.ingest(rig.worker.pk, run.executable.frames[2])
     assert not refused.value.breach
     assert books.is_stopped(rig.worker, run.lease.pk)
-    (news,) = books.news([books.Asked(rig.worker.pk, (run.lease.pk,), frozenset(), states=True)])
+    (news,) = books.news([books.Asked(rig.worker.pk, frozenset([run.lease.pk]), frozenset(), states=True)])
     assert (news.stopped, news.released) == ((run.lease.pk,), ())
     with pytest.raises(Missing):
         verification.keep_state(Lease.objects.get(pk=run.lease.pk), STEPS.index(9), io.BytesIO(a_true_state(4)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from django.conf import settings
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -20,6 +21,7 @@ def listing(request: HttpRequest) -> HttpResponse:
     found = offers.find(form.cleaned_data["wanted"], form.cleaned_data["sort"]) if form.is_valid() else None
     context = {
         "form": form,
+        "fee": settings.LABAPEX.fee_basis_points / 100,
         "found": found,
         "page": Paginator(found.offers if found else [], PAGE).get_page(request.GET.get("page")),
     }
