@@ -191,6 +191,9 @@ def chaos(seed: int, seconds: float, folder: Path) -> dict[str, Any]:
         calm = time.monotonic()
         finish(stack)
         ended = time.monotonic()
+        for program in (*play.workers, stack.platform, stack.pipeline):
+            if program is not None:
+                program.kill()  # what is looked at does not change meanwhile
         acknowledged = [
             (str(lease), seq, head.hex()) for line in play.lines for (lease, seq), head in line.acknowledged.items()
         ]

@@ -14,7 +14,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from django.conf import settings
-from django.db import transaction
+from django.db import DatabaseError, connection, transaction
 from django.db.models import F
 
 from labapex.errors import LabApexError, SandboxUnavailable
@@ -104,7 +104,14 @@ def _attempt(job: Job, state: JobState, owner: str, stage: Callable[[Job, Beat],
         )
 
     def beat() -> None:
-        if not jobs.renew_claim(job.pk, state, owner, settings.LABAPEX.claim_seconds):
+        try:
+            renewed = jobs.renew_claim(job.pk, state, owner, settings.LABAPEX.claim_seconds)
+        except DatabaseError:  # what a child has computed for an hour is not to be lost with a connection
+            if connection.is_usable():
+                raise
+            connection.close()
+            renewed = jobs.renew_claim(job.pk, state, owner, settings.LABAPEX.claim_seconds)
+        if not renewed:
             raise ClaimLost(f"job {job.pk} is no longer {state} or in other hands")
 
     try:
@@ -115,10 +122,13 @@ def _attempt(job: Job, state: JobState, owner: str, stage: Callable[[Job, Beat],
     except SandboxUnavailable as error:  # trying again mends nothing
         log.error("job %s: %s", job.pk, error)
         return _give_up(job, "the platform cannot run foreign code safely at the moment; nothing was charged")
-    except StoreSilent:  # which passes, and is no attempt of the job's
-        Job.objects.filter(pk=job.pk, claimed_by=owner).update(stage_attempts=F("stage_attempts") - 1)
-        return _rest(job, owner)
+    except StoreSilent:
+        return _excuse(job, owner)
     except Exception as error:
+        if isinstance(error, DatabaseError) and not connection.is_usable():
+            log.warning("job %s: the connection to the database was lost at stage %s: %s", job.pk, state, error)
+            connection.close()
+            return _excuse(job, owner)
         log.exception("job %s failed at stage %s, attempt %d", job.pk, state, job.stage_attempts)
         if job.stage_attempts < settings.LABAPEX.max_attempts or not allowed(state, JobState.FAILED):
             return _rest(job, owner)
@@ -127,6 +137,12 @@ def _attempt(job: Job, state: JobState, owner: str, stage: Callable[[Job, Beat],
         return _give_up(job, f"the platform gave up after {attempts} attempts at this stage; the last: {cause}")
     jobs.release_claim(job.pk, owner)
     return Outcome.DONE
+
+
+def _excuse(job: Job, owner: str) -> Outcome:
+    """What came between passes, and is no attempt of the job's."""
+    Job.objects.filter(pk=job.pk, claimed_by=owner).update(stage_attempts=F("stage_attempts") - 1)
+    return _rest(job, owner)
 
 
 def _rest(job: Job, owner: str) -> Outcome:

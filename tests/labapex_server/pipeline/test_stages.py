@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import DatabaseError, connection
 from tests.labapex_server.gateway.stage import Host, a_run, queued_job
 from tests.labapex_server.scenes import finished, opened, stand_in, submitted
 
@@ -83,6 +85,43 @@ def test_a_silent_file_store_costs_a_job_time_and_none_of_its_attempts(researche
         Job.objects.update(claimed_until=None)
     job.refresh_from_db()
     assert (job.state, job.stage_attempts) == (JobState.SUBMITTED, 0)
+
+
+def lose_the_connection() -> None:
+    """What a restart of the database does to this connection."""
+    if connection.vendor != "postgresql":
+        pytest.skip("needs PostgreSQL, by LABAPEX_TEST_DATABASE_URL: a connection to SQLite cannot be lost")
+    with connection.cursor() as cursor, suppress(DatabaseError):
+        cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_a_lost_connection_to_the_database_costs_a_job_time_and_none_of_its_attempts(
+    transactional_db: None, researcher: User
+) -> None:
+    job = submitted(researcher)
+
+    def stage(job: Job, beat: stages.Beat) -> None:
+        lose_the_connection()
+        Job.objects.count()
+
+    for _ in range(10):
+        assert stages.work(job.pk, JobState.SUBMITTED, stage)
+        Job.objects.update(claimed_until=None)
+    job.refresh_from_db()
+    assert (job.state, job.stage_attempts) == (JobState.SUBMITTED, 0)
+
+
+def test_what_a_child_computes_outlives_a_lost_connection(transactional_db: None, researcher: User) -> None:
+    job = submitted(researcher)
+
+    def stage(job: Job, beat: stages.Beat) -> None:
+        lose_the_connection()
+        beat()
+        stages.preflight(job, beat)
+
+    assert stages.work(job.pk, JobState.SUBMITTED, stage)
+    job.refresh_from_db()
+    assert job.state == JobState.PACKAGING
 
 
 @pytest.mark.django_db
