@@ -17,7 +17,7 @@ NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._+-]*\Z")
 USERNAME = [RegexValidator(NAME, "Use letters, digits and . + - _ and begin with no sign.")]
 """No @: what holds one is an e-mail address, so that nobody takes the address of another as a name."""
 
-_TOTP = "second-factor"
+SECOND_FACTOR = "second-factor"
 
 
 class ConfirmedAddress(EmailVerificationStage):  # type: ignore[misc]
@@ -42,7 +42,7 @@ class SecondFactors(DefaultMFAAdapter):  # type: ignore[misc]
     """Secrets of authenticator apps and recovery codes lie in the database only sealed."""
 
     def encrypt(self, text: str) -> str:
-        return keys.wrap(text.encode(), _TOTP).hex()
+        return keys.wrap(text.encode(), SECOND_FACTOR).hex()
 
     def decrypt(self, encrypted_text: str) -> str:
-        return keys.unwrap(bytes.fromhex(encrypted_text), _TOTP).decode()
+        return keys.unwrap(bytes.fromhex(encrypted_text), SECOND_FACTOR).decode()

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from allauth.mfa.models import Authenticator
 from django.db.models import Model
 
+from labapex_server.accounts.adapters import SECOND_FACTOR
 from labapex_server.alerts import services as alerts
 from labapex_server.alerts.models import Channels
 from labapex_server.jobs import blobs
@@ -47,7 +49,27 @@ def rewrap() -> int:
             if new is not None:
                 same = each.model._default_manager.filter(pk=row.pk, **{each.column: before})
                 changed += same.update(**{each.column: new})
+    return changed + _second_factors()
+
+
+def _second_factors() -> int:
+    """Likewise of what django-allauth keeps, as its adapter sealed it: secrets of authenticator apps, and recovery codes."""
+    changed = 0
+    for row in Authenticator.objects.order_by("pk").iterator(chunk_size=500):
+        data = {name: _resealed(value) if name in _SEALED else value for name, value in row.data.items()}
+        if data != row.data:
+            changed += Authenticator.objects.filter(pk=row.pk, data=row.data).update(data=data)
     return changed
+
+
+def _resealed(value: str | list[str]) -> Any:
+    if isinstance(value, list):
+        return [_resealed(each) for each in value]
+    new = keys.rewrap(bytes.fromhex(value), SECOND_FACTOR)
+    return value if new is None else new.hex()
+
+
+_SEALED = frozenset({"secret", "seed", "migrated_codes"})
 
 
 _NEEDED: dict[type[Model], tuple[str, ...]] = {Blob: ("owner_id", "digest"), Job: (), Lease: (), Channels: ()}

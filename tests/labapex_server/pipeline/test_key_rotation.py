@@ -9,6 +9,9 @@ import re
 from typing import Any
 
 import pytest
+from allauth.mfa.models import Authenticator
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal.auth import TOTP
 from django.core.management import CommandError, call_command
 from django.test import Client
 from tests.labapex_server.gateway.stage import Host, Run
@@ -20,6 +23,7 @@ from labapex.errors import Tampered
 from labapex.protocol.states import JobState
 from labapex.sealing import verify
 from labapex.transparency import open_checkpoint
+from labapex_server.accounts.adapters import SECOND_FACTOR
 from labapex_server.accounts.models import User
 from labapex_server.alerts.models import Channels
 from labapex_server.jobs import blobs
@@ -102,6 +106,19 @@ def test_what_neither_key_opens_stops_the_rewrapping_and_says_so(researcher: Use
         call_command("keys", "rewrap")
 
 
+@pytest.mark.django_db
+def test_second_factors_are_good_after_the_rotation(researcher: User) -> None:
+    TOTP.activate(researcher, "JBSWY3DPEHPK3PXP")
+    codes = RecoveryCodes.activate(researcher).get_unused_codes()
+    call_command("keys", "rotate", "wrapping")
+    assert rewrapping.rewrap() == 2
+    a_day_later()
+    call_command("keys", "forget", "wrapping")
+    app = Authenticator.objects.get(user=researcher, type=Authenticator.Type.TOTP)
+    assert keys.unwrap(bytes.fromhex(app.data["secret"]), SECOND_FACTOR) == b"JBSWY3DPEHPK3PXP"
+    assert Authenticator.objects.get(user=researcher, type="recovery_codes").wrap().get_unused_codes() == codes
+
+
 def test_everything_that_is_wrapped_is_known_to_the_rewrapping() -> None:
     """Whoever wraps another column adds it to `rewrapping.COLUMNS`, or says here why it need not last."""
     root = ROOT / "platform" / "labapex_server"
@@ -110,7 +127,13 @@ def test_everything_that_is_wrapped_is_known_to_the_rewrapping() -> None:
         for path in root.rglob("*.py")
         if re.search(r"keys\.wrap\((?!b\"\")", path.read_text()) and path.name != "keys.py"
     }
-    lasting = {"alerts/services.py", "jobs/blobs.py", "jobs/services.py", "marketplace/key_release.py"}
+    lasting = {
+        "accounts/adapters.py",
+        "alerts/services.py",
+        "jobs/blobs.py",
+        "jobs/services.py",
+        "marketplace/key_release.py",
+    }
     gone_in_a_day = {"api/idempotency.py"}
     assert found - gone_in_a_day == lasting
     assert {column.model for column in rewrapping.COLUMNS} == {Blob, Job, Lease, Channels}
