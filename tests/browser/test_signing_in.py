@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, expect
+from tests.browser.accessibility import violations
 from tests.browser.conftest import Server, Visitor
 from tests.browser.test_screens import DARK, LIGHT, PHONE, fits, picture
 from tests.labapex_server.accounts.test_signing_in import code_for
@@ -43,6 +44,7 @@ def test_a_newcomer_signs_up_adds_factors_and_makes_a_token(
     def drawn(name: str) -> None:
         picture(visitor.page, f"account-{name}-{look}")
         assert fits(visitor.page), name
+        assert violations(visitor.page) == [], name
 
     page = visitor.go("/signup/")
     drawn("sign-up")
