@@ -34,7 +34,7 @@ SCOPES: Mapping[str, frozenset[Scope]] = MappingProxyType(
 )
 MEANING: Mapping[str, str] = MappingProxyType(
     {
-        Role.OWNER: "everything: jobs, hosts, credit, all tokens, and who is a member",
+        Role.OWNER: "do everything, and say who is a member",
         Role.MEMBER: "submit jobs, which spends its credit, see and stop all of them, enrol hosts",
         Role.BILLING: "see its balance, receipts and statements",
     }
