@@ -414,6 +414,11 @@ class MemoryPlatform:
                 )
                 job.view = job.view.model_copy(update={"erased": erased})
                 return reply(job.view)
+            case "resume" if ended:
+                job.story = [Chapter(JobState.QUEUED, reason="resumed by its owner")]
+                job.told = 0
+                self._turn(job, job.story[0])
+                return reply(job.view)
             case "verdict" if job.view.verdict:
                 return reply(self.verdict(job.view))
             case "receipt" if job.view.state in (JobState.VERIFIED, JobState.REJECTED):

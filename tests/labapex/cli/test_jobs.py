@@ -284,6 +284,14 @@ def test_stop_cancels_and_the_follower_exits_103(labapex: Labapex, platform: Mem
     assert (result.code, result.err.splitlines()[-1]) == (103, "error: the job was cancelled: stopped by its owner")
 
 
+def test_a_stopped_job_is_resumed_by_a_command(labapex: Labapex, platform: MemoryPlatform) -> None:
+    job = platform.add(SPEC).id
+    assert "stopped by its owner" in labapex("stop", job).err
+    said = labapex("resume", job)
+    assert (said.code, "is queued: resumed by its owner" in said.err) == (0, True)
+    assert labapex("show", job, "--json").json["job"]["state"] == "queued"
+
+
 def test_an_address_without_encryption_is_warned_about(
     labapex: Labapex, platform: MemoryPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
