@@ -19,7 +19,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -27,7 +27,6 @@ from urllib.parse import urlsplit, urlunsplit
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / folder) for folder in (".", "client_sdk", "worker_agent", "platform")]
 
-import httpx  # noqa: E402
 import psycopg  # noqa: E402
 from tests.chaos.line import Line  # noqa: E402
 from tests.chaos.schedule import ON_MESSAGES, Fault, Kind, schedule  # noqa: E402
@@ -36,7 +35,7 @@ from tests.e2e.services import own_database, own_queue, own_redis  # noqa: E402
 from tests.e2e.stack import Process, Stack, Worker  # noqa: E402
 from tests.e2e.wire import State, Wire  # noqa: E402
 
-from labapex.errors import LabApexError  # noqa: E402
+from labapex.errors import LabApexError, PlatformUnreachable  # noqa: E402
 from labapex.protocol.states import JobState  # noqa: E402
 
 HOSTS = 3
@@ -118,9 +117,12 @@ class Play:
 
 def states(stack: Stack) -> dict[uuid.UUID, str]:
     """Of all jobs; empty while the platform does not answer."""
-    with suppress(LabApexError, httpx.HTTPError):
+    try:
         return {job.id: job.state.value for job in stack.client.all_jobs()}
-    return {}
+    except LabApexError as error:
+        if error.exit_code not in (LabApexError.exit_code, PlatformUnreachable.exit_code):
+            raise  # a token that counts no more is no platform that was killed
+        return {}
 
 
 def finish(stack: Stack) -> dict[uuid.UUID, str]:
