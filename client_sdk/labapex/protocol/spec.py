@@ -110,6 +110,7 @@ class JobSpec(Constraints):
     ] = Field(
         default=(), max_length=MAX_PARENTS
     )  # own job, certificate's digest, or (before it is sent) a local folder
+    priority: int = Field(default=0, ge=-10, le=10)  # which of the same client's waiting jobs goes first
     limits: Wish | None = None  # memory, disk and processes of a run
     takeover: bool = True  # where a host is lost, another one goes on with the run instead of beginning anew
     require_proven_start: bool = False  # refuse initial weights that neither the seed nor a certified model explains

@@ -73,6 +73,9 @@ class Job(models.Model):
     version = models.IntegerField(default=0)  # bumped on every visible change
     idempotency_key = models.CharField(max_length=200, null=True)  # noqa: DJ001 - null is outside the unique constraint
     created_at = models.DateTimeField()
+    turn_at = (
+        models.DateTimeField()
+    )  # its place in the queue: since when it waits, unless its client's jobs change places
     state_changed_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)  # first key release
     ended_at = models.DateTimeField(null=True, db_index=True)
@@ -83,7 +86,7 @@ class Job(models.Model):
             models.UniqueConstraint(fields=["owner", "idempotency_key"], name="one_job_per_idempotency_key"),
         )
         indexes = (
-            models.Index(fields=["state", "created_at"], name="job_state_created"),
+            models.Index(fields=["state", "turn_at"], name="job_state_turn"),
             models.Index(fields=["owner", "-created_at", "id"], name="job_owner_created"),
         )
 

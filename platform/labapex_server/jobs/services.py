@@ -97,6 +97,7 @@ def submit(
                 budget=spec.budget_micro,
                 idempotency_key=idempotency_key,
                 created_at=now,
+                turn_at=now,
                 state_changed_at=now,
                 parents=[parent.model_dump(mode="json") for parent in parents],
                 **asked,
@@ -119,6 +120,8 @@ def advance(job: Job, to: JobState, *, reason: str = "", fault: Fault | None = N
     if not states.allowed(before, to):
         raise ValueError(f"a job may not go from {before} to {to}")
     now = clock.now()
+    if before.ended:  # it is resumed, and waits from now on
+        fields["turn_at"] = now
     changed = Job.objects.filter(pk=job.pk, state=before.value).update(
         state=to.value,
         reason=reason,

@@ -30,7 +30,7 @@ from labapex_server.marketplace import executables
 from labapex_server.marketplace.classes import another_class, own_class
 from labapex_server.marketplace.handover import predecessor
 from labapex_server.marketplace.living import alive
-from labapex_server.marketplace.matching import Host, barred, environment_of, meets, torch_for
+from labapex_server.marketplace.matching import Host, barred, environment_of, in_turn, meets, torch_for
 from labapex_server.marketplace.models import LIVE, Lease
 from labapex_server.marketplace.pricing import estimate, price_per_epoch, work_of
 from labapex_server.workers.models import Worker
@@ -47,13 +47,12 @@ class Queue(NamedTuple):
 
 
 def queue() -> Queue:
-    return Queue(
-        **Job.objects.filter(state=JobState.QUEUED.value).aggregate(jobs=Count("pk"), newest=Max("created_at"))
-    )
+    return Queue(**Job.objects.filter(state=JobState.QUEUED.value).aggregate(jobs=Count("pk"), newest=Max("turn_at")))
 
 
 def lease(worker: Worker) -> tuple[Lease, str] | None:
-    """Promise the job that waits longest to this worker: the lease and its bearer token, which is shown this once.
+    """Promise the job whose turn it is to this worker: the lease and its bearer token, which is shown this once. That is
+    the one that waits longest, or the one that its client has put before it.
 
     None where nothing waits, or where the worker holds a lease that it has not finished. Jobs on which a worker of its class
     could not be judged are passed over, once an executable has told its class, and so are jobs whose constraints it does not
@@ -78,10 +77,12 @@ def lease(worker: Worker) -> tuple[Lease, str] | None:
     if environment is not None and torch is not None:  # what it had last may have been another build
         environment = environment.model_copy(update={"torch": torch.build.torch})
     room = Limits.model_validate(told.room) if told.room else None
-    constraints = waiting.order_by("created_at").values("pk", *(f"spec__{name}" for name in Constraints.model_fields))
-    fitting = (row["pk"] for row in constraints if meets(host, _constraints(row)))
-    for job in [Job.objects.get(pk=pk) for pk in islice(fitting, _CANDIDATES)]:
-        granted = _grant(job, told, environment, torch, room)
+    asked = ("priority", *Constraints.model_fields)
+    rows = waiting.order_by("turn_at").values("pk", "owner_id", "turn_at", *(f"spec__{name}" for name in asked))
+    turns = in_turn(list(rows), lambda row: row["owner_id"], lambda row: row["spec__priority"] or 0)
+    fitting = ((row["pk"], turn) for row, turn in turns if meets(host, _constraints(row)))
+    for pk, turn in list(islice(fitting, _CANDIDATES)):
+        granted = _grant(Job.objects.get(pk=pk), turn["pk"], told, environment, torch, room)
         if granted is not None:
             return granted
     return None
@@ -93,8 +94,14 @@ def _constraints(row: Mapping[str, Any]) -> Constraints:
 
 
 def _grant(
-    job: Job, worker: Worker, environment: Environment | None, torch: SuppliedTorch | None, room: Limits | None
+    job: Job,
+    turn: UUID,
+    worker: Worker,
+    environment: Environment | None,
+    torch: SuppliedTorch | None,
+    room: Limits | None,
 ) -> tuple[Lease, str] | None:
+    """`turn`: the job whose turn it is. It gets this one's instead."""
     config, now = settings.LABAPEX, clock.now()
     lease_id, token = uuid.uuid4(), secrets.token_urlsafe(32)
     before = predecessor(job, environment)
@@ -122,6 +129,7 @@ def _grant(
         handovers = job.handovers if before is not None else []
         if not jobs.advance(job, JobState.LEASED, reason=reason, price_per_epoch=price.host, handovers=handovers):
             return None
+        Job.objects.filter(pk=turn).update(turn_at=job.turn_at)
         granted = Lease.objects.create(
             id=lease_id,
             job=job,

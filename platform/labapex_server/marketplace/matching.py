@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from labapex.drivers import NoBuild
 from labapex.protocol.contract import Environment
@@ -94,6 +96,21 @@ def lacking(hosts: Sequence[Host], wanted: Constraints) -> str | None:
             return demand.unmet(hosts)
         hosts = left
     return None
+
+
+T = TypeVar("T")
+
+
+def in_turn(waiting: Sequence[T], owner: Callable[[T], object], priority: Callable[[T], int]) -> Iterator[tuple[T, T]]:
+    """(job, whose turn it takes) in the order in which jobs are to be given out; `waiting` is in the order of their turns.
+
+    Each client's jobs take the client's turns by priority, so it moves nobody else's. Where a job gets another's turn, that one
+    has to get its."""
+    own: dict[object, deque[T]] = {}
+    for job in sorted(waiting, key=priority, reverse=True):  # stable: of equal ones the older stays before
+        own.setdefault(owner(job), deque()).append(job)
+    for turn in waiting:
+        yield own[owner(turn)].popleft(), turn
 
 
 def environment_of(worker: Worker) -> Environment | None:

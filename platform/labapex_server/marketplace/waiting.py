@@ -24,7 +24,7 @@ _AT_ONCE = 200
 
 def explain_waiting() -> int:
     """Say of each job that waits what it waits for, where no host takes it as it is. Returns of how many the words changed."""
-    waiting = list(Job.objects.filter(state=JobState.QUEUED.value).order_by("created_at")[:_AT_ONCE])
+    waiting = list(Job.objects.filter(state=JobState.QUEUED.value).order_by("turn_at")[:_AT_ONCE])
     if not waiting:
         return 0
     workers = connected()
