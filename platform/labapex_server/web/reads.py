@@ -192,11 +192,11 @@ def _lost(lost: Lease, further: int | None) -> Step:
 
 
 def _reached(job: Job) -> int:
-    """How far an ended job had come: the station in `_ORDER` that it was in at last."""
+    """How far an ended job had come: the station in `_ORDER` that it was in at last, whatever a ruling made of its end."""
     state = JobState(job.state)
     if not state.ended:
         return _ORDER.index(state)
-    before = job.transitions.filter(after=job.state).values_list("before", flat=True).last()
+    before = job.transitions.filter(before__in=_ORDER).order_by("pk").values_list("before", flat=True).last()
     reached = _ORDER.index(JobState(before)) if before else 0
     return reached + 1 if state in (JobState.VERIFIED, JobState.REJECTED) else reached
 

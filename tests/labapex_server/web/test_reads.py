@@ -6,7 +6,7 @@ import pytest
 from tests.browser.stage import Story
 
 from labapex.protocol.records import column
-from labapex.protocol.states import JobState, LeaseState
+from labapex.protocol.states import Fault, JobState, LeaseState
 from labapex_server.accounts.models import User
 from labapex_server.jobs import services as jobs
 from labapex_server.marketplace.models import Lease
@@ -55,6 +55,15 @@ def test_a_rejected_job_says_where_it_failed(story: Story) -> None:
     found = statuses(story)
     assert found["Verdict: rejected"] == "failed"
     assert [title for title, status in found.items() if status == "failed"] == ["Verdict: rejected"]
+
+
+def test_a_verdict_that_was_overturned_leaves_the_stations_of_the_job_as_they_were(story: Story) -> None:
+    story.queued().running().trained().challenged().opened(0, 17, 18, 64, 92).judged()
+    before = statuses(story)
+    assert jobs.advance(story.job, JobState.REJECTED, reason="ruled false", fault=Fault.WORKER)
+    after = statuses(story)
+    assert list(after)[:-2] == list(before)[:-2]
+    assert "waiting" not in after.values()
 
 
 def test_a_lost_lease_stays_in_the_timeline(story: Story) -> None:
