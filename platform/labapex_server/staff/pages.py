@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin
-from django.contrib.admin import ModelAdmin, TabularInline, action
+from django.contrib.admin import AllValuesFieldListFilter, ModelAdmin, TabularInline, action
 from django.contrib.admin.models import LogEntry
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -69,6 +70,7 @@ class Book(_Page):
 class Rows(_Inline):
     """Read-only rows on another thing's page."""
 
+    template = "staff/rows.html"
     extra = 0
     can_delete = False
 
@@ -131,9 +133,17 @@ class WorkerPage(Book):
         return render(request, "staff/fraud.html", context)
 
 
+class NamedFilter(AllValuesFieldListFilter):
+    """By a column's values; a link to the empty one has words too."""
+
+    def choices(self, changelist: Any) -> Iterator[Any]:
+        for choice in super().choices(changelist):
+            yield {**choice, "display": choice["display"] or "none"}
+
+
 class MarkPage(Book):
     list_display = ("at", "worker", "finding", "rule", "reason")
-    list_filter = ("finding", "rule")
+    list_filter = ("finding", ("rule", NamedFilter))
     search_fields = ("=lease", "worker__name", "worker__owner__username")
     list_select_related = ("worker",)
 
