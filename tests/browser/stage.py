@@ -99,6 +99,7 @@ class Story:
             },
             budget=4_500_000,
             created_at=at,
+            turn_at=at,
             state_changed_at=at,
         )  # fmt: skip
         return self
