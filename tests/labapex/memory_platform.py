@@ -542,7 +542,8 @@ ENTRIES = tuple(
 OFFERS = (
     Offer(
         id=UUID(int=1), name="basement", device="cpu: AMD EPYC", devices=1, memory=64 << 30, room=None,
-        hours=(), price_per_hour=CREDIT // 2, speed=310.0, reputation=95, record="trusted: 17 verified in a row; 1 lost",
+        hours=(), price_per_hour=CREDIT // 2, speed=310.0, deposit=25 * CREDIT, reputation=95,
+        record="trusted: 17 verified in a row; 1 lost",
         verified=17, reliability=0.944, free=True,
     ),
     Offer(

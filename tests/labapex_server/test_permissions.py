@@ -137,6 +137,8 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("PUT", "api/v1/alerts/"): Program(),
     ("POST", "api/v1/alerts/trial/"): Program(400),  # there is no channel
     ("POST", "api/v1/enrolments/"): Program(201),
+    ("GET", "api/v1/workers/<uuid:worker>/deposit/"): OwnThing(404, "not-found"),  # of owners: api/test_deposits.py
+    ("DELETE", "api/v1/workers/<uuid:worker>/deposit/"): OwnThing(404, "not-found"),
     ("POST", "gateway/enrol/"): Public(400),  # the code is the credential
     ("POST", "gateway/earnings/"): Public(400),  # a worker's signature is the credential
     ("GET", "gateway/trust/"): Public(),
@@ -219,6 +221,8 @@ MATRIX: dict[tuple[str, str], Row] = {
     ("GET", "offers/"): Page(),
     ("GET", "workers/"): Page(),
     ("POST", "workers/code/"): Page(),
+    ("GET", "workers/<uuid:worker_id>/deposit/"): OwnPage(404),  # of owners: api/test_deposits.py
+    ("POST", "workers/<uuid:worker_id>/deposit/"): OwnPage(404),
     ("GET", "alerts/"): Page(),
     ("POST", "alerts/"): Page(422),
     ("POST", "alerts/trial/"): Page(302),
@@ -305,6 +309,7 @@ def ask(method: str, route: str, user: User | None, job: Job, token: int, acting
     address = "/" + route.replace("<uuid:job>", str(job.pk)).replace("<uuid:job_id>", str(job.pk))
     address = address.replace("<path:object_id>", str(job.pk)).replace(OFFICE_BOOKS, "workers/")
     address = address.replace("<uuid:dispute>", str(job.pk)).replace("<uuid:dispute_id>", str(job.pk))
+    address = address.replace("<uuid:worker>", str(job.pk)).replace("<uuid:worker_id>", str(job.pk))
     address = address.replace(
         "^transparency/revocations/(?P<certificate>[0-9a-f]{64})$", f"transparency/revocations/{'cd' * 32}"
     )
@@ -401,7 +406,7 @@ def test_a_pages_cookie_is_not_the_apis_and_a_token_is_not_a_pages(
 ) -> None:
     secret = accounts.issue_token(cast["owner"], name="x")  # type: ignore[arg-type]
     address = "/" + route.replace("<uuid:job_id>", str(job.pk)).replace("<int:token_id>", "1").replace("<int:pk>", "1")
-    address = address.replace("<uuid:dispute_id>", str(job.pk))
+    address = address.replace("<uuid:dispute_id>", str(job.pk)).replace("<uuid:worker_id>", str(job.pk))
     for named in ("<str:name>", "<str:secret>", "<int:person_id>", "<int:invitation_id>"):
         address = address.replace(named, "1")
     reply = Client().get(address, headers={"Authorization": f"Bearer {secret}"})

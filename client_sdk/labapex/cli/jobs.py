@@ -243,6 +243,7 @@ def _constraints(spec: JobSpec) -> str:
     asked += [f"with {spec.min_memory:g} GB"] if spec.min_memory else []
     asked += [f"for {spec.max_price} credits an hour at most"] if spec.max_price is not None else []
     asked += [f"that have shown {spec.min_speed:,.0f} GFLOP/s"] if spec.min_speed else []
+    asked += [f"with a deposit of {spec.min_deposit} credits"] if spec.min_deposit is not None else []
     return ", ".join(asked) or "any"
 
 

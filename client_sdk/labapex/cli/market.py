@@ -24,12 +24,21 @@ def offers(
     min_memory: Annotated[str | None, typer.Option(metavar="GB", help="Memory of the device.")] = None,
     max_price: Annotated[str | None, typer.Option(metavar="CREDITS", help="For an hour.")] = None,
     min_speed: Annotated[str | None, typer.Option(metavar="GFLOP/S", help="That the host has shown.")] = None,
+    min_deposit: Annotated[
+        str | None, typer.Option(metavar="CREDITS", help="That the host's owner loses when it is found to have lied.")
+    ] = None,
     sort: Annotated[OfferOrder, typer.Option(help="What comes first.")] = OfferOrder.PRICE,
     url: UrlOption = None,
     json: JsonOption = False,
 ) -> None:
     """What connected hosts offer. The same names in labapex.yaml say which hosts a job may go to."""
-    asked = {"device": device, "min_memory": min_memory, "max_price": max_price, "min_speed": min_speed}
+    asked = {
+        "device": device,
+        "min_memory": min_memory,
+        "max_price": max_price,
+        "min_speed": min_speed,
+        "min_deposit": min_deposit,
+    }
     try:
         wanted = Constraints.model_validate({name: value for name, value in asked.items() if value is not None})
     except ValidationError as error:
@@ -40,7 +49,7 @@ def offers(
         print_json([plain(offer) for offer in found])
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("host", "device", "memory", "credits/h", "GFLOP/s", "for a credit", "reputation", ""):
+    for column in ("host", "device", "memory", "credits/h", "GFLOP/s", "for a credit", "deposit", "reputation", ""):
         table.add_column(column)
     for offer in found:
         table.add_row(*(Text(one_line(cell)) for cell in _cells(offer)))
@@ -103,6 +112,7 @@ def _cells(offer: Offer) -> tuple[str, ...]:
         credits(offer.price_per_hour),
         "not shown" if speed is None else f"{speed:,.0f}",
         "" if speed is None else f"{speed * CREDIT / offer.price_per_hour:,.0f}",
+        credits(offer.deposit),
         f"{offer.reputation}, {offer.verified} verified",
         ", ".join(["free" if offer.free else "busy", *(f"{hours} UTC" for hours in offer.hours)]),
     )

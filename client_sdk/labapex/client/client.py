@@ -8,6 +8,7 @@ weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
@@ -24,6 +25,8 @@ from labapex.errors import (
 from labapex.protocol.api import (
     AlertChannels,
     AlertChoice,
+    Deposit,
+    DepositChoice,
     DeviceCode,
     DevicePoll,
     EnrolmentCode,
@@ -146,6 +149,18 @@ class Client(Results):
     def enrolment_code(self) -> EnrolmentCode:
         """A code with which one new worker can join in your name."""
         return self._ask(EnrolmentCode, "POST", "enrolments/", headers=one_time())
+
+    def deposit(self, worker: UUID) -> Deposit:
+        """What is locked on a worker of yours. Its id stands on the page of its deposit, and in its offer."""
+        return self._ask(Deposit, "GET", f"workers/{worker}/deposit/")
+
+    def change_deposit(self, worker: UUID, credits: Decimal) -> Deposit:
+        """Lock so many credits on a worker of yours, in place of what is locked; 0: take all back. They are lost when it is found
+        to have lied, and cannot be lowered while it answers for a job."""
+        if not credits:
+            return self._ask(Deposit, "DELETE", f"workers/{worker}/deposit/", repeatable=False)
+        choice = DepositChoice(credits=credits)
+        return self._ask(Deposit, "PUT", f"workers/{worker}/deposit/", body=choice, repeatable=False)
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from labapex.protocol.canonical import Message
 from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex.protocol.records import Console, Sample
-from labapex.protocol.spec import Bundle, JobSpec
+from labapex.protocol.spec import Bundle, Credits, JobSpec
 from labapex.protocol.states import Fault, JobState
 from labapex.protocol.verdict import RuleResult
 
@@ -31,7 +31,7 @@ class Scope(StrEnum):
 MEANING = {
     Scope.JOBS_READ: "see your jobs, and pull what they made",
     Scope.JOBS_WRITE: "submit jobs, which spends your credit, and stop them",
-    Scope.WORKERS_WRITE: "enrol hosts in your name",
+    Scope.WORKERS_WRITE: "enrol hosts in your name, and lock your credit on them as deposits",
     Scope.BILLING_READ: "see your balance and your receipts",
     Scope.TOKENS_WRITE: "list your tokens and revoke them",
 }
@@ -296,6 +296,7 @@ class Offer(Message):
     hours: tuple[Hours, ...]  # of every day, by UTC, in which it takes jobs; none: always
     price_per_hour: int  # micro-credits
     speed: float | None  # GFLOP/s; None: it has shown none
+    deposit: int = 0  # micro-credits, lost when it is found to have lied
     reputation: int  # 0 to 100, from what was found of it
     record: str  # what that follows from, in words
     verified: int  # jobs
@@ -322,6 +323,20 @@ class Problem(Message):
     instance: str | None = None  # the path that was asked for
     code: str
     errors: dict[str, str] | None = None  # by field, where fields of the body are wrong
+
+
+class DepositChoice(Message):
+    """What is to be locked on a worker, in place of what is."""
+
+    credits: Credits
+
+
+class Deposit(Message):
+    """What is locked on a worker of yours: lost when it is found to have lied."""
+
+    worker: UUID
+    amount: int  # micro-credits
+    bound: str | None  # why it cannot be lowered now; None: it can
 
 
 class EnrolmentCode(Message):

@@ -85,6 +85,7 @@ class Constraints(Message):
     )
     max_price: Credits | None = None  # credits an hour
     min_speed: Gflops = 0.0  # GFLOP/s that it has shown in a speed trial
+    min_deposit: Credits | None = None  # credits that its owner loses when it is found to have lied
 
 
 class JobSpec(Constraints):

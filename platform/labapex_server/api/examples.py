@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -10,6 +11,8 @@ from labapex.certificate import CertificateBundle, Envelope, PlatformKeys, Revoc
 from labapex.protocol.api import (
     AlertChannels,
     AlertChoice,
+    Deposit,
+    DepositChoice,
     DeviceCode,
     DevicePoll,
     EnrolmentCode,
@@ -221,6 +224,7 @@ _BODIES: tuple[Message, ...] = (
                 hours=(Hours(begin=22 * 60, end=7 * 60),),
                 price_per_hour=2_000_000,
                 speed=410_000.0,
+                deposit=25_000_000,
                 reputation=95,
                 record="trusted: 17 verified in a row; 1 lost",
                 verified=17,
@@ -277,6 +281,8 @@ _BODIES: tuple[Message, ...] = (
     ),
     AlertChoice(mail=True, webhook="https://ops.example.org/labapex", budget_share=80),
     AlertChannels(mail=True, webhook="https://ops.example.org/labapex", address="ada@example.org"),
+    DepositChoice(credits=Decimal(25)),
+    Deposit(worker=UUID("5b0f2c1a-9a4e-4a57-8a39-1f0f0f6f0d33"), amount=25_000_000, bound=None),
     EnrolmentCode(
         code="5f2d0c8e9b7a4d3186e0c1f2a3b4c5d6",
         expires_at=_AT + 900,

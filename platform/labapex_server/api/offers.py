@@ -24,6 +24,9 @@ _CONSTRAINTS = [
     OpenApiParameter("max_price", {"type": "number"}, description="Credits an hour."),
     OpenApiParameter("min_speed", {"type": "number", "minimum": 0}, description="GFLOP/s that the host has shown."),
     OpenApiParameter(
+        "min_deposit", {"type": "number"}, description="Credits that its owner loses when it is found to have lied."
+    ),
+    OpenApiParameter(
         "sort", enum=[order.value for order in OfferOrder], description="What comes first; default: price."
     ),
 ]

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from django.urls import include, path, re_path
 
-from labapex_server.api import alerts, description, disputes, offers, problems, statements, tokens, transparency, views
+from labapex_server.api import (
+    alerts,
+    deposits,
+    description,
+    disputes,
+    offers,
+    problems,
+    statements,
+    tokens,
+    transparency,
+    views,
+)
 
 _v1 = [
     path("me/", views.MeView.as_view()),
@@ -43,6 +54,7 @@ _v1 = [
     path("transparency/inclusion", transparency.LogInclusion.as_view()),
     path("transparency/consistency", transparency.LogConsistency.as_view()),
     re_path(r"^transparency/revocations/(?P<certificate>[0-9a-f]{64})$", transparency.LogRevocation.as_view()),
+    path("workers/<uuid:worker>/deposit/", deposits.WorkerDeposit.as_view()),
     path("enrolments/", views.Enrolments.as_view()),
 ]
 urlpatterns = [

@@ -119,6 +119,7 @@ def _rule(dispute: Dispute, found: Finding) -> None:
             paid = sum(each.amount for each in movements if each.payee is not None)
             if lease.terms.stopped is None:
                 certificates.certify(lease, found.verdict, paid=paid)
+            movements += marketplace.give_back_deposit(lease, contested)
         else:
             movements = marketplace.take_back(lease, found.verdict, reason=words)
     ruling = Ruling(

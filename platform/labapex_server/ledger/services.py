@@ -23,7 +23,7 @@ RESTS = (REST, STAKE_REST)
 
 @dataclass(frozen=True)
 class Balance:
-    """Micro-credits: what may be spent, and what is promised to jobs."""
+    """Micro-credits: what may be spent, and what is promised to jobs or lies in deposits."""
 
     available: int
     held: int
@@ -64,7 +64,7 @@ def balance(account: Account) -> Balance:
 def spent(account: Account, *, job: UUID | None = None) -> int:
     """Micro-credits that verified work has cost so far: what was held and settled, less what came back of it. `job`: that of
     this one alone."""
-    of_job = {} if job is None else {"job": job}
+    of_job = {"job__isnull": False} if job is None else {"job": job}  # what a deposit loses is no price
     settled = _sum(account.debits.filter(status=POSTED, credit__kind=ESCROW, **of_job))
     return settled - _sum(account.credits.filter(status=POSTED, hold__debit=account, memo__in=RESTS, **of_job))
 
@@ -76,8 +76,8 @@ def top_up(account: Account, *, amount: int, memo: str, reference: str | None = 
 
 
 @transaction.atomic
-def make_good(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
-    """Pay out of the guarantee, whatever it holds."""
+def make_good(account: Account, *, amount: int, job: UUID | None, memo: str) -> Transfer:
+    """Pay out of the guarantee, whatever it holds; `job` is None for what was no pay of one."""
     return _transfer(debit=guarantee(), credit=account, amount=amount, status=POSTED, memo=memo, job=job)
 
 
@@ -122,8 +122,27 @@ def hold(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
 
 
 @transaction.atomic
-def settle(held: Transfer, *, payments: Sequence[tuple[Account, int, str]], rest: str = REST) -> list[Transfer]:
-    """Close a hold: pay (account, micro-credits, memo) out of it and give the rest back.
+def deposit(account: Account, *, amount: int, memo: str, instead_of: Transfer | None = None) -> Transfer:
+    """Hold `amount` for no job, in place of an earlier deposit, whose credit counts as available. Raises `NotEnoughCredit`, and
+    leaves the earlier one as it was."""
+    Account.objects.select_for_update().get(pk=account.pk)
+    if instead_of is not None:
+        void(instead_of)
+    available = balance(account).available
+    if available < amount:
+        raise NotEnoughCredit(
+            f"the deposit is {credits_text(amount)} credits and {credits_text(available)} are available;"
+            " lower it or top up the account"
+        )
+    return _transfer(debit=account, credit=escrow(), amount=amount, status=HELD, memo=memo)
+
+
+@transaction.atomic
+def settle(
+    held: Transfer, *, payments: Sequence[tuple[Account, int, str]], rest: str = REST, job: UUID | None = None
+) -> list[Transfer]:
+    """Close a hold: pay (account, micro-credits, memo) out of it and give the rest back. `job`: because of which, where the hold
+    is for none.
 
     Once and for all: a hold that is closed already stays as it is, and its settlement is returned.
     Raises `ValueError` where the payments exceed the hold.
@@ -141,7 +160,13 @@ def settle(held: Transfer, *, payments: Sequence[tuple[Account, int, str]], rest
     rows = [*payments, (current.debit, current.amount - total, rest)]
     return [
         _transfer(
-            debit=current.credit, credit=account, amount=amount, status=POSTED, memo=memo, job=current.job, hold=current
+            debit=current.credit,
+            credit=account,
+            amount=amount,
+            status=POSTED,
+            memo=memo,
+            job=current.job or job,
+            hold=current,
         )
         for account, amount, memo in rows
         if amount

@@ -63,7 +63,7 @@ def lease(worker: Worker) -> tuple[Lease, str] | None:
     """
     if worker.banned or alive(worker).exclude(state=LeaseState.FINISHED.value).exists():
         return None
-    told = Worker.objects.get(pk=worker.pk)
+    told = Worker.objects.select_related("deposit").get(pk=worker.pk)
     held = supply.held() if told.lacks_torch else supply.NOTHING
     if barred(told, held) is not None:
         return None
@@ -123,6 +123,8 @@ def _grant(
         return None
     price = price_per_epoch(**work, budget=job.budget, fee_basis_points=fee)
     with transaction.atomic():
+        if job.job_spec.min_deposit is not None and not _still_locked(worker):
+            return None
         reason = f"given to {worker.name}"
         if terms.after is not None:
             reason += f", to go on from iteration {terms.after.step}"
@@ -146,6 +148,11 @@ def _grant(
             expires_at=now + timedelta(seconds=config.lease_seconds),
         )
     return granted, token
+
+
+def _still_locked(worker: Worker) -> bool:
+    """Whether the deposit is the one that was looked at. Until the transaction ends nobody changes it."""
+    return Worker.objects.select_for_update().get(pk=worker.pk).deposit_id == worker.deposit_id
 
 
 def _handovers(job: Job) -> tuple[Handover, ...]:

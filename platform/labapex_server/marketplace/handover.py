@@ -11,10 +11,10 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.marketplace.classes import another_class
+from labapex_server.marketplace.deposits import convict
 from labapex_server.marketplace.ending import wait_again
 from labapex_server.marketplace.models import Lease
 from labapex_server.marketplace.stopping import stopped_lease
-from labapex_server.workers import services as workers
 from labapex_server.workers.models import Finding
 
 
@@ -47,7 +47,7 @@ def begin_anew(lost: Lease, reason: str, *, false: bool) -> bool:
         return False
     if false:
         Lease.objects.filter(pk=lost.pk).update(state=LeaseState.REJECTED.value, reason=reason)
-        workers.mark(lost.worker, Finding.FALSE, lease=lost.pk, reason=reason)
+        convict(lost, Finding.FALSE, reason=reason)
     return True
 
 

@@ -29,12 +29,13 @@ class Host:
     name: str  # of it: as its last executable found it, else as its agent says
     price_per_hour: int  # micro-credits
     speed: float | None  # GFLOP/s, as shown
+    deposit: int  # micro-credits
 
     @classmethod
     def of(cls, worker: Worker) -> Host:
         device, environment = first_device(worker), environment_of(worker)
         name = environment.device if environment else str(device or "")
-        return cls(device, name, worker.price_per_hour, worker.speed)
+        return cls(device, name, worker.price_per_hour, worker.speed, worker.deposited)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,15 @@ def _demands(wanted: Constraints) -> Iterator[_Demand]:
             lambda hosts: (
                 f"no host that has shown {wanted.min_speed:,.0f} GFLOP/s;"
                 f" the fastest has shown {max(host.speed or 0.0 for host in hosts):,.0f}"
+            ),
+        )
+    if wanted.min_deposit is not None:
+        locked = int(micro_credits(wanted.min_deposit))
+        yield _Demand(
+            lambda host: host.deposit >= locked,
+            lambda hosts: (
+                f"no host with a deposit of {credits_text(locked)} credits;"
+                f" the largest is {credits_text(max(host.deposit for host in hosts))}"
             ),
         )
 

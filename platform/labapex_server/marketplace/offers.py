@@ -63,7 +63,9 @@ def find(wanted: Constraints, order: OfferOrder) -> Found:
 def connected() -> list[Worker]:
     """The workers that are there, and to which jobs may go."""
     since = clock.after(-settings.LABAPEX.lease_seconds)
-    there = list(Worker.objects.filter(banned=False, owner__is_active=True, last_seen_at__gte=since))
+    there = list(
+        Worker.objects.select_related("deposit").filter(banned=False, owner__is_active=True, last_seen_at__gte=since)
+    )
     held = supply.held() if any(worker.lacks_torch for worker in there) else supply.NOTHING
     return [worker for worker in there if Host.of(worker).device is not None and barred(worker, held) is None]
 
@@ -88,6 +90,7 @@ def _offer(worker: Worker, known: Reputation, *, free: bool) -> Offer:
         hours=tuple(map(Hours.model_validate, worker.hours)),
         price_per_hour=worker.price_per_hour,
         speed=worker.speed,
+        deposit=worker.deposited,
         reputation=known.score,
         record=known.reasons,
         verified=known.verified,

@@ -17,10 +17,11 @@ from labapex_server.jobs import services as jobs
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
 from labapex_server.lib.errors import Conflict
+from labapex_server.marketplace.deposits import convict
 from labapex_server.marketplace.models import Lease
 from labapex_server.marketplace.settlement import shares
 from labapex_server.workers import services as workers
-from labapex_server.workers.models import Finding
+from labapex_server.workers.models import Finding, Mark
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,17 @@ def pay_after_all(lease: Lease, contested: Verdict, verdict: Verdict, *, reason:
 @transaction.atomic
 def take_back(lease: Lease, verdict: Verdict, *, reason: str) -> list[Movement]:
     """A verified run is false, as `verdict` says: the client gets back all that it cost, from the guarantee, which takes as much
-    as he has from the host whose part is false; other hosts keep their pay. Within the ruling's transaction.
+    as he has from the host whose part is false; its deposit is lost besides, and other hosts keep their pay. Within the
+    ruling's transaction.
 
     Raises `Conflict` where the job is not verified any more."""
     job = Job.objects.select_related("owner").get(pk=lease.job_id)
     _move(job, JobState.REJECTED, reason, Fault.WORKER)
-    false = Lease.objects.select_related("worker__owner").get(pk=verdict.blamed or lease.pk)
+    false = Lease.objects.select_related("job__owner", "worker__owner").get(pk=verdict.blamed or lease.pk)
     Lease.objects.filter(pk=false.pk).update(state=LeaseState.REJECTED.value)
     Job.objects.filter(pk=job.pk).update(paid_epochs=0)
+    words = f"ruled false: {reason}"  # before an account is locked: who changes a deposit locks its worker first
+    lost = convict(false, Finding.FALSE, rule=verdict.deciding_rule or "", reason=words)
     moved, paid = [], ledger.spent(ledger.account_of(job.owner), job=job.pk)
     if paid:
         memo = "given back: what was verified is false"
@@ -81,9 +85,27 @@ def take_back(lease: Lease, verdict: Verdict, *, reason: str) -> list[Movement]:
         memo = f"taken back: what {false.worker.name} was paid for is false"
         if taken := ledger.reclaim(ledger.account_of(false.worker.owner), most=paid, job=job.pk, memo=memo):
             moved.append(Movement(false.worker.owner, None, taken, memo))
-    workers.mark(
-        false.worker, Finding.FALSE, lease=false.pk, rule=verdict.deciding_rule or "", reason=f"ruled false: {reason}"
-    )
+    return [*moved, *(Movement(false.worker.owner, part.credit.user, part.amount, part.memo) for part in lost)]
+
+
+@transaction.atomic
+def give_back_deposit(lease: Lease, contested: Verdict) -> list[Movement]:
+    """What a host that was wrongly accused had lost of its deposit comes back to its owner, from the guarantee, which takes the
+    client's part from her as far as she has it. It is no pay, and no deposit any more: he may lock it again. Within the ruling's
+    transaction, after `pay_after_all`."""
+    accused = Lease.objects.select_related("worker__owner", "job__owner").get(pk=contested.blamed or lease.pk)
+    marks = Mark.objects.filter(lease=accused.pk, deposit__isnull=False).select_related("deposit")
+    lost = [each.deposit for each in marks if each.deposit is not None]
+    if not lost:
+        return []
+    owner, client, job = accused.worker.owner, accused.job.owner, accused.job
+    amount, memo = sum(each.amount for each in lost), f"the deposit on {accused.worker.name} was wrongly lost"
+    ledger.make_good(ledger.account_of(owner), amount=amount, job=None, memo=memo)
+    moved = [Movement(None, owner, amount, memo)]
+    account = ledger.account_of(client)
+    hers = sum(part.amount for each in lost for part in each.settlements.filter(credit=account))
+    if hers and (taken := ledger.reclaim(account, most=hers, job=job.pk, memo=memo)):
+        moved.append(Movement(client, None, taken, memo))
     return moved
 
 

@@ -8,7 +8,7 @@ from labapex_server.marketplace.granting import Queue, authenticate, lease, queu
 from labapex_server.marketplace.handover import begin_anew, hand_over, lost_lease
 from labapex_server.marketplace.key_release import release_keys, run_key
 from labapex_server.marketplace.living import alive, excuse_live, forgive_silence, heartbeat, heartbeats, reconcile
-from labapex_server.marketplace.overturning import Movement, pay_after_all, take_back
+from labapex_server.marketplace.overturning import Movement, give_back_deposit, pay_after_all, take_back
 from labapex_server.marketplace.settlement import Share, settle, shares
 from labapex_server.marketplace.stopping import disregard, lose, show_for, stop_lost, stop_training, stopped_lease
 from labapex_server.marketplace.waiting import explain_waiting
@@ -29,6 +29,7 @@ __all__ = [
     "fail",
     "finish",
     "forgive_silence",
+    "give_back_deposit",
     "give_up",
     "hand_over",
     "heartbeat",

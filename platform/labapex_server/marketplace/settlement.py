@@ -17,6 +17,7 @@ from labapex_server.ledger.models import Account
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict
 from labapex_server.marketplace.changes import try_change
+from labapex_server.marketplace.deposits import convict
 from labapex_server.marketplace.models import Lease
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Finding
@@ -44,7 +45,7 @@ def settle(lease: Lease, verdict: Verdict, resumed_by: Sequence[Handover] = ()) 
         Lease.objects.filter(pk__in=[each.lease for each in terms.handovers]).update(state=LeaseState.SETTLED.value)
         _mark_verified(job, due)
     else:
-        _mark_rejected(Lease.objects.select_related("worker").get(pk=verdict.blamed or lease.pk), verdict)
+        _mark_rejected(Lease.objects.select_related("job").get(pk=verdict.blamed or lease.pk), verdict)
     if not _end(job, verdict, due, resumed_by, stopped=terms.stopped is not None):
         raise Conflict("the job was settled by someone else")
     return True
@@ -80,7 +81,7 @@ def _mark_rejected(blamed: Lease, verdict: Verdict) -> None:
     """What is not shown counts as a lie: else whoever saw what was drawn would rather be late."""
     rule = verdict.deciding_rule or ""
     finding = Finding.UNOPENED if rule == "opening" else Finding.FALSE
-    workers.mark(blamed.worker, finding, lease=blamed.pk, rule=rule, reason=verdict.reason)
+    convict(blamed, finding, rule=rule, reason=verdict.reason)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from labapex_server.jobs.models import Job
 from labapex_server.lib import clock
 from labapex_server.lib.errors import Conflict
 from labapex_server.marketplace.changes import change
+from labapex_server.marketplace.deposits import convict
 from labapex_server.marketplace.models import LIVE, Lease
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Finding
@@ -66,7 +67,10 @@ def lose(lease: Lease, reason: str, finding: Finding) -> bool:
     if job.state != JobState.CHALLENGED.value or lease.state != LeaseState.FINISHED.value:
         return False
     change(lease, LeaseState.FINISHED, LeaseState.FAILED, ended_at=clock.now(), reason=reason)
-    workers.mark(lease.worker, finding, lease=lease.pk, reason=reason)
+    if finding is Finding.LOST:
+        workers.mark(lease.worker, finding, lease=lease.pk, reason=reason)
+    else:
+        convict(lease, finding, reason=reason)
     _advance(job, JobState.RESUMING, f"{lease.worker.name}: {reason}; what it handed in while it trained is looked at")
     return True
 
@@ -78,7 +82,7 @@ def disregard(lost: Lease, reason: str, *, false: bool, least: int) -> Lease | N
     Lease.objects.filter(pk=lost.pk).update(contract=_stopped(lost.terms, None))
     if false:
         Lease.objects.filter(pk=lost.pk).update(state=LeaseState.REJECTED.value, reason=reason)
-        workers.mark(lost.worker, Finding.FALSE, lease=lost.pk, reason=reason)
+        convict(lost, Finding.FALSE, reason=reason)
     job, terms = Job.objects.get(pk=lost.job_id), lost.terms
     before = terms.handovers[-1] if terms.handovers else None
     epochs = before.leaf.step // terms.facts.iterations_per_epoch if before is not None else 0

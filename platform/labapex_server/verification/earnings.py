@@ -87,7 +87,7 @@ def paid_for(jobs: Iterable[UUID], owner: User) -> dict[UUID, int]:
     """Micro-credits that each of these jobs paid to a worker's owner, less what a ruling took back; the rest of his own budget
     is no pay."""
     of_jobs = Transfer.objects.filter(status=POSTED, job__in=list(jobs))
-    paid = of_jobs.filter(Q(hold__isnull=False) | Q(debit__kind=GUARANTEE), credit__user=owner)
+    paid = of_jobs.filter(Q(hold__job__isnull=False) | Q(debit__kind=GUARANTEE), credit__user=owner)
     found: dict[UUID, int] = dict.fromkeys(jobs, 0)
     for rows, sign in (
         (paid.exclude(hold__debit=F("credit"), memo__in=ledger.RESTS), 1),

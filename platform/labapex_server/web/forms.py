@@ -18,9 +18,9 @@ from django.core.files.uploadedfile import UploadedFile
 from pydantic import ValidationError
 
 from labapex.errors import UsageError
-from labapex.protocol.api import MAX_TOKEN_DAYS, MEANING, TOKEN_DAYS, JobRequest, OfferOrder, Scope
+from labapex.protocol.api import MAX_TOKEN_DAYS, MEANING, TOKEN_DAYS, DepositChoice, JobRequest, OfferOrder, Scope
 from labapex.protocol.ruling import MAX_REASON
-from labapex.protocol.spec import MAX_FILES, Bundle, Constraints, JobSpec, Part, parse_spec
+from labapex.protocol.spec import MAX_FILES, Bundle, Constraints, JobSpec, Part, micro_credits, parse_spec
 from labapex_server.accounts.models import Role, User
 from labapex_server.accounts.organisations import MAX_NAME
 from labapex_server.accounts.organisations import MEANING as ROLES
@@ -85,6 +85,20 @@ class DisputeForm(forms.Form):
     )
 
 
+class DepositForm(forms.Form):
+    amount = forms.CharField(label="Credits", max_length=20, help_text="0 takes all back.")
+
+    def clean_amount(self) -> int:
+        """Micro-credits."""
+        text: str = self.cleaned_data["amount"].strip()
+        if text == "0":
+            return 0
+        try:
+            return int(micro_credits(DepositChoice.model_validate({"credits": text}).credits))
+        except ValidationError as error:
+            raise forms.ValidationError(_sentence(error.errors(include_input=False)[0]["msg"])) from None
+
+
 class PublicNameForm(forms.Form):
     """Empty: none is published."""
 
@@ -124,6 +138,9 @@ class ConstraintsForm(forms.Form):
     min_memory = forms.CharField(label="Memory, GB at least", max_length=20, required=False)
     max_price = forms.CharField(label="Credits an hour at most", max_length=20, required=False)
     min_speed = forms.CharField(label="GFLOP/s shown at least", max_length=20, required=False)
+    min_deposit = forms.CharField(
+        label="Deposit, credits at least", max_length=20, required=False, help_text="Lost when a host is found to lie."
+    )
 
     def constraints(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Those that were filled in, as the protocol's models take them."""

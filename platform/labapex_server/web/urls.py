@@ -57,6 +57,7 @@ urlpatterns = [
     path("workers/", workers.listing, name="workers"),
     path("workers/code/", workers.code, name="new-code"),
     path("storage/", storage.overview, name="storage"),
+    path("workers/<uuid:worker_id>/deposit/", workers.deposit, name="deposit"),
     path("alerts/", alerts.channels, name="alerts"),
     path("alerts/trial/", alerts.trial, name="alerts-trial"),
     path("billing/", billing.overview, name="billing"),

@@ -27,6 +27,9 @@ class Worker(models.Model):
     hours = models.JSONField(
         default=list
     )  # of protocol.hours.Hours, by UTC: when it takes work, as its agent said last
+    deposit = models.OneToOneField(  # its hold; None: there is none
+        "ledger.Transfer", on_delete=models.PROTECT, null=True, related_name="+"
+    )
     banned = models.BooleanField(default=False)
     paused = models.CharField(max_length=500, blank=True)  # why it takes no work, as its agent said last
 
@@ -36,6 +39,11 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def deposited(self) -> int:
+        """Micro-credits that its owner loses when it is found to have lied."""
+        return 0 if self.deposit is None else self.deposit.amount
 
 
 class Finding(StrEnum):
@@ -58,6 +66,9 @@ class Mark(models.Model):
     lease = models.UUIDField(null=True)  # the operator's marks are about none
     rule = models.CharField(max_length=40, blank=True)  # that decided
     reason = models.TextField(blank=True)
+    deposit = models.ForeignKey(  # that was lost by it
+        "ledger.Transfer", on_delete=models.PROTECT, null=True, related_name="+"
+    )
     at = models.DateTimeField()
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ from labapex.protocol.devices import Device
 from labapex.protocol.hours import Hours
 from labapex.protocol.limits import Limits
 from labapex_server.accounts.models import User
+from labapex_server.ledger.models import Transfer
 from labapex_server.lib import clock, tokens
 from labapex_server.lib.errors import Conflict, Refused
 from labapex_server.workers.models import EnrolmentCode, Finding, Mark, Worker
@@ -52,9 +53,25 @@ def known(worker_id: UUID) -> Worker | None:
     return Worker.objects.filter(pk=worker_id, banned=False, owner__is_active=True).first()
 
 
-def mark(worker: Worker, finding: Finding, *, reason: str, lease: UUID | None = None, rule: str = "") -> None:
-    """Write down what was found about a worker; nobody ever changes it."""
-    Mark.objects.create(worker=worker, finding=finding.value, lease=lease, rule=rule, reason=reason, at=clock.now())
+def mark(
+    worker: Worker,
+    finding: Finding,
+    *,
+    reason: str,
+    lease: UUID | None = None,
+    rule: str = "",
+    deposit: Transfer | None = None,
+) -> None:
+    """Write down what was found about a worker, and the deposit that it lost by that; nobody ever changes it."""
+    Mark.objects.create(
+        worker=worker,
+        finding=finding.value,
+        lease=lease,
+        rule=rule,
+        reason=reason,
+        deposit=deposit,
+        at=clock.now(),
+    )
 
 
 @transaction.atomic

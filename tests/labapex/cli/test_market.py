@@ -15,7 +15,7 @@ def test_offers_are_a_table_for_people_and_all_of_them_for_programs(labapex: Lab
     head, basement, attic = result.out.splitlines()
     assert head.split()[:3] == ["host", "device", "memory"]
     assert basement.rstrip().endswith("  free")
-    for words in ("0.5", "310", "620", "95, 17 verified"):
+    for words in ("0.5", "310", "620", "25", "95, 17 verified"):
         assert words in basement
     for words in ("2 × cuda: NVIDIA H200", "not shown", "0, 0 verified", "busy, 22:00-07:00 UTC"):
         assert words in attic

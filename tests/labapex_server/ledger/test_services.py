@@ -131,7 +131,9 @@ class Book(RuleBasedStateMachine):
         self.available = dict.fromkeys(names, 0)
         self.spent = dict.fromkeys(names, 0)
         self.open: dict[uuid.UUID, tuple[str, int]] = {}
-        self.issued = self.fees = 0
+        self.issued = self.fees = self.lost = 0
+        self.guarantee_before = ledger.balance(ledger.guarantee()).available
+        self.deposit: Any = None  # of the host
         self.fees_before = ledger.balance(ledger.fees()).available
         self.issued_before = -ledger.balance(ledger.issuer()).available
 
@@ -177,6 +179,29 @@ class Book(RuleBasedStateMachine):
                 who, amount = self.open.pop(held.pk)
                 self.available[who] += amount
 
+    @rule(amount=amounts)
+    def deposit_is_changed(self, amount: int) -> None:
+        locked = self.deposit.amount if self.deposit else 0
+        if amount > self.available["host"] + locked:
+            with pytest.raises(NotEnoughCredit):
+                ledger.deposit(self.accounts["host"], amount=amount, memo="", instead_of=self.deposit)
+            return
+        before, self.available["host"] = self.deposit, self.available["host"] + locked - amount
+        self.deposit = ledger.deposit(self.accounts["host"], amount=amount, memo="", instead_of=before)
+        self.open.pop(before.pk if before else None, None)
+        self.open[self.deposit.pk] = ("host", amount)
+
+    @rule(share=st.integers(0, 100))
+    def deposit_is_lost(self, share: int) -> None:
+        if self.deposit is not None:
+            lost, self.deposit = self.deposit, None
+            hers = lost.amount * share // 100
+            parts = [(self.accounts["ann"], hers, ""), (ledger.guarantee(), lost.amount - hers, "")]
+            ledger.settle(lost, payments=[part for part in parts if part[1]], job=uuid.uuid4())
+            self.open.pop(lost.pk)
+            self.available["ann"] += hers
+            self.lost += lost.amount - hers
+
     @invariant()
     def every_balance_is_the_models(self) -> None:
         for who, account in getattr(self, "accounts", {}).items():
@@ -190,7 +215,8 @@ class Book(RuleBasedStateMachine):
             assert -ledger.balance(ledger.issuer()).available - self.issued_before == self.issued
             assert ledger.balance(ledger.fees()).available - self.fees_before == self.fees
             owned = sum(self.available.values()) + sum(amount for _, amount in self.open.values())
-            assert owned + self.fees == self.issued
+            assert ledger.balance(ledger.guarantee()).available - self.guarantee_before == self.lost
+            assert owned + self.fees + self.lost == self.issued
 
     def teardown(self) -> None:
         """At the end of every story its statements are the book, and what was spent is the model's."""

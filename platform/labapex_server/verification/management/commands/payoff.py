@@ -21,14 +21,16 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--segments", type=int, default=1000, help="of the run (default: 1000)")
         parser.add_argument("--hours", type=float, default=1.0, help="of the run, at the reference price (default: 1)")
+        parser.add_argument("--deposit", type=float, default=0.0, help="on the host, in credits (default: 0)")
 
     def handle(self, *args: Any, **options: Any) -> None:
         made, pay = options["segments"], round(settings.LABAPEX.reference_price_per_hour * options["hours"])
-        if made < 1 or pay < 1:
-            raise CommandError("--segments must be at least 1, and --hours above 0")
+        locked = round(options["deposit"] * CREDIT)
+        if made < 1 or pay < 1 or locked < 0:
+            raise CommandError("--segments must be at least 1, --hours above 0, and --deposit no less than 0")
         self.stdout.write(
-            f"A run of {made} segments that pays {pay / CREDIT:g} credits, which are forfeited when a lie is found; there is no"
-            " deposit. By the random draw alone:"
+            f"A run of {made} segments that pays {pay / CREDIT:g} credits, which are forfeited when a lie is found, with a"
+            f" deposit of {locked / CREDIT:g}. By the random draw alone:"
         )
         self.stdout.write("host         drawn   lie  caught     saves      gain  pays  deposit needed")
         lies = [(max(1, made * percent // 100), f"{percent} %") for percent in _SHARES]
@@ -37,7 +39,7 @@ class Command(BaseCommand):
             for false, lie in [*lies, (1, "once")]:
                 caught = payoff.caught(drawn=drawn, false=false, segments=made)
                 saved = Fraction(1) if lie == "once" else Fraction(false, made)
-                gain = payoff.gain(caught=caught, saved=saved, pay=pay)
+                gain = payoff.gain(caught=caught, saved=saved, pay=pay, deposit=locked)
                 deposit = payoff.deposit_needed(caught=caught, saved=saved, pay=pay)
                 self.stdout.write(
                     f"{'trusted' if trusted else 'not trusted':<12} {drawn:>5} {lie:>5} {float(caught):>7.1%}"
