@@ -82,7 +82,7 @@ def test_a_folder_without_one_fills_in_the_fields_and_a_complaint_keeps_the_file
     dropped(page, folder)
     expect(page.get_by_label("Data folder's name")).to_have_value("corpus")
     page.get_by_role("button", name="Submit the job").click()
-    expect(page.locator("#id_budget_errors")).to_contain_text("What may the job cost at most?")
+    expect(page.locator("#id_budget_error")).to_contain_text("What may the job cost at most?")
     expect(page.locator("[data-summary-of=script]")).to_contain_text("1 file")
     page.screenshot(path=artefacts() / "submit-refused.png", full_page=True)
     page.get_by_label("Budget, credits").fill("2")

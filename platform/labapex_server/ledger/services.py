@@ -69,6 +69,11 @@ def spent(account: Account, *, job: UUID | None = None) -> int:
     return settled - _sum(account.credits.filter(status=POSTED, hold__debit=account, memo__in=RESTS, **of_job))
 
 
+def refundable(account: Account, *, job: UUID) -> int:
+    """What a job has cost an account and the guarantee has not given back yet; below 0 where it gave more."""
+    return spent(account, job=job) - _sum(account.credits.filter(status=POSTED, debit__kind=GUARANTEE, job=job))
+
+
 @transaction.atomic
 def top_up(account: Account, *, amount: int, memo: str, reference: str | None = None) -> Transfer:
     """Issue credit to an account. Raises `IntegrityError` for a reference that credit was issued for already."""
@@ -85,11 +90,10 @@ def make_good(account: Account, *, amount: int, job: UUID | None, memo: str) -> 
 def refund(account: Account, *, amount: int, job: UUID, memo: str) -> Transfer:
     """Give back, out of the guarantee, what a job has cost an account. Raises `Conflict` for more than that."""
     Account.objects.select_for_update().get(pk=account.pk)
-    back = _sum(account.credits.filter(status=POSTED, debit__kind=GUARANTEE, job=job))
-    left = spent(account, job=job) - back
+    cost, left = spent(account, job=job), refundable(account, job=job)
     if amount > left:
         raise Conflict(
-            f"the job has cost {credits_text(left + back)} credits, of which {credits_text(back)} are given back:"
+            f"the job has cost {credits_text(cost)} credits, of which {credits_text(cost - left)} are given back:"
             f" {credits_text(max(0, left))} can be"
         )
     return make_good(account, amount=amount, job=job, memo=memo[:200])

@@ -77,11 +77,13 @@ def take_back(lease: Lease, verdict: Verdict, *, reason: str) -> list[Movement]:
     Job.objects.filter(pk=job.pk).update(paid_epochs=0)
     words = f"ruled false: {reason}"  # before an account is locked: who changes a deposit locks its worker first
     lost = convict(false, Finding.FALSE, rule=verdict.deciding_rule or "", reason=words)
-    moved, paid = [], ledger.spent(ledger.account_of(job.owner), job=job.pk)
-    if paid:
+    account = ledger.account_of(job.owner)
+    moved, paid, back = [], ledger.spent(account, job=job.pk), ledger.refundable(account, job=job.pk)
+    if back > 0:  # an operator may have refunded some of it before
         memo = "given back: what was verified is false"
-        ledger.make_good(ledger.account_of(job.owner), amount=paid, job=job.pk, memo=memo)
-        moved.append(Movement(None, job.owner, paid, memo))
+        ledger.make_good(account, amount=back, job=job.pk, memo=memo)
+        moved.append(Movement(None, job.owner, back, memo))
+    if paid:
         memo = f"taken back: what {false.worker.name} was paid for is false"
         if taken := ledger.reclaim(ledger.account_of(false.worker.owner), most=paid, job=job.pk, memo=memo):
             moved.append(Movement(false.worker.owner, None, taken, memo))

@@ -161,7 +161,7 @@ def test_the_budget_is_told_at_the_share_that_its_owner_chose(rig: Host, researc
     services.look(clock.now())
     assert raised() == {}
     feed(run, 9, 11)
-    Job.objects.update(price_per_epoch=400_000)
+    Lease.objects.update(price_per_epoch=400_000)
     services.look(after(6))
     assert raised() == {"budget": True}
     assert "0.4 of 1 credits are spent, 40 %" in Alert.objects.get().text

@@ -15,6 +15,9 @@ from labapex_server.disputes import services as disputes
 from labapex_server.disputes.models import Dispute
 from labapex_server.jobs.models import Job
 from labapex_server.ledger import services as ledger
+from labapex_server.marketplace import overturning
+from labapex_server.marketplace.models import Lease
+from labapex_server.verification import services as verification
 from labapex_server.workers import services as workers
 from labapex_server.workers.models import Finding, Mark, Worker
 
@@ -73,6 +76,16 @@ def test_a_refund_is_never_more_than_the_job_has_cost(office: Client, researcher
     assert ledger.balance(ledger.guarantee()).available == -paid
     assert "0 can be" in act(office, "jobs/job", "refund", job, reason="sorry again", credits=cost)
     assert LogEntry.objects.count() == 1
+
+
+def test_what_was_refunded_is_not_given_back_once_more_by_a_ruling(office: Client, researcher: User, rig: Host) -> None:
+    job = verified(researcher, rig)
+    paid, before = ledger.outcome(job.hold).paid, has(researcher)
+    act(office, "jobs/job", "refund", job, reason="sorry", credits=ledger.credits_text(paid // 2))
+    lease = Lease.objects.get(job=job)
+    verdict = verification.signed(job).verdict.model_copy(update={"blamed": lease.pk})
+    overturning.take_back(lease, verdict, reason="played")
+    assert has(researcher) == before + paid
 
 
 def test_credits_are_issued_and_the_reason_is_in_the_statement(office: Client, researcher: User) -> None:
