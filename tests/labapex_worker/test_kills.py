@@ -46,6 +46,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LENGTH, PAUSE = 6, 3  # frames; those that are made before the executable waits for the platform
 DEATHS = 2  # at one moment
 OF_TRIALS = {"Measure", "Decline"}  # a speed trial has no lease, and nothing of it is remembered: not told of here
+NOT_TOLD_YET = {str(Phase.STOPPED)}  # a client stops the job: in `test_session_leases`, where nobody dies
 READS = {"close", "spooled_bytes", "room", "leases", "lease", "frames"}  # of the spool
 
 
@@ -300,7 +301,7 @@ async def test_a_daemon_killed_at_any_moment_loses_doubles_and_leaves_nothing(ho
                 (killed if moment in await host.tell(story, moment) else missed).add(moment)
     assert len(missed - killed) <= len(killed) // 20, missed - killed
     assert effects_seen | OF_TRIALS == {each.__name__ for each in get_args(effects.Effect)}
-    assert {moment.split(":")[0] for moment in killed} == {*map(str, Phase), "no lease"}
+    assert {moment.split(":")[0] for moment in killed} == {*map(str, Phase), "no lease"} - NOT_TOLD_YET
     assert {f"spool.{name}" for name in mortal.CHANGES} <= {moment.split(": ")[1] for moment in killed}
 
 
